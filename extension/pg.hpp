@@ -1,0 +1,27 @@
+// PostgreSQL's headers, made safe to include from C++.
+//
+// Include C++ and third-party headers first, this one last: afterwards snprintf and friends are PostgreSQL's
+// macros. Everything that differs between PostgreSQL 15 and 18 is smoothed out here and nowhere else.
+#pragma once
+
+#include <cstdint>
+
+extern "C" {
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+}
+
+// Defines a SQL-callable C++ function: exported although the library hides every other symbol.
+#define PG_BILLING_FUNCTION(name)     \
+    extern "C" {                      \
+    PG_FUNCTION_INFO_V1(name);        \
+    PGDLLEXPORT Datum name(PG_FUNCTION_ARGS); \
+    }                                 \
+    Datum name([[maybe_unused]] PG_FUNCTION_ARGS)

@@ -1,0 +1,70 @@
+// A small HTTP/1.1 server on Boost.Beast: the only place that includes Beast (its headers are costly to compile).
+//
+// One thread runs the io_context; a handler is a coroutine, may co_await anything on that context, and never blocks.
+// Limits are enforced while reading: an oversized or malformed request never reaches a handler. A handler that
+// throws costs its request a 500 without detail, never the process.
+#pragma once
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/io_context.hpp>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace pg_billing::http {
+
+using Fields = std::vector<std::pair<std::string, std::string>>;  // names in lower case, in order of arrival
+
+struct Request {
+    std::string method;  // upper case, e.g. "POST"
+    std::string path;    // as sent (percent-encoded), without the query
+    std::string query;   // as sent, without '?'
+    Fields fields;
+    std::string body;
+    std::string peer;    // address of the client
+
+    // Returns the first field of that (lower-case) name.
+    std::optional<std::string_view> field(std::string_view name) const;
+};
+
+struct Response {
+    unsigned status = 200;
+    Fields fields;
+    std::string body;
+    bool hang_up = false;  // close the connection instead of answering (the sandbox's dropped answers)
+};
+
+using Handler = std::function<boost::asio::awaitable<Response>(Request)>;
+
+struct Options {
+    std::string address = "127.0.0.1";
+    std::uint16_t port = 0;  // 0: any free port, see Server::port()
+    std::size_t body_limit = 1 << 20;
+    std::size_t header_limit = 16 << 10;
+    std::chrono::seconds read_timeout{30};
+    std::string certificate_file, key_file;  // both set: TLS 1.2 or later
+};
+
+class Server {
+  public:
+    // Binds and listens at once (throws std::system_error); serves when the context runs.
+    Server(boost::asio::io_context &context, Options options, Handler handler);
+    ~Server();
+    std::uint16_t port() const;
+    void stop();  // accepts no more, lets requests under way finish
+
+  private:
+    struct Impl;
+    std::unique_ptr<Impl> impl_;
+};
+
+// Decodes %xx and, with plus_is_space, '+'. Returns nothing if malformed.
+std::optional<std::string> percent_decode(std::string_view text, bool plus_is_space = false);
+
+}  // namespace pg_billing::http
