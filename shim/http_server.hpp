@@ -1,8 +1,10 @@
-// A small HTTP/1.1 server on Boost.Beast: the only place that includes Beast (its headers are costly to compile).
+// A small HTTP/1.1 server on Boost.Beast: the only place that includes Beast (its headers are costly to
+// compile).
 //
-// One thread runs the io_context; a handler is a coroutine, may co_await anything on that context, and never blocks.
-// Limits are enforced while reading: an oversized or malformed request never reaches a handler. A handler that
-// throws costs its request a 500 without detail, never the process.
+// One thread runs the io_context; a handler is a coroutine, may co_await anything on that context, and never
+// blocks. Limits are enforced while reading: an oversized or malformed request never reaches a handler. A
+// handler that throws costs its request a 500 without detail, never the process. A connection carries one
+// request at a time.
 #pragma once
 
 #include <boost/asio/awaitable.hpp>
@@ -27,7 +29,7 @@ struct Request {
     std::string query;   // as sent, without '?'
     Fields fields;
     std::string body;
-    std::string peer;    // address of the client
+    std::string peer;  // address of the client
 
     // Returns the first field of that (lower-case) name.
     std::optional<std::string_view> field(std::string_view name) const;
@@ -47,8 +49,11 @@ struct Options {
     std::uint16_t port = 0;  // 0: any free port, see Server::port()
     std::size_t body_limit = 1 << 20;
     std::size_t header_limit = 16 << 10;
-    std::chrono::seconds read_timeout{30};
-    std::string certificate_file, key_file;  // both set: TLS 1.2 or later
+    std::size_t max_connections = 1000;  // more wait in the listen queue
+    std::chrono::milliseconds timeout{
+        30'000};                             // for a whole request to arrive, an answer to leave, or idleness
+    std::string certificate_file, key_file;  // PEM; both set: TLS 1.2 or later
+    std::function<Response(unsigned status)> refuse;  // makes the server's own answers: 400, 413, 431, 500
 };
 
 class Server {
@@ -57,11 +62,12 @@ class Server {
     Server(boost::asio::io_context &context, Options options, Handler handler);
     ~Server();
     std::uint16_t port() const;
-    void stop();  // accepts no more, lets requests under way finish
+    void stop();  // accepts no more, closes idle connections, lets requests under way finish
+    boost::asio::awaitable<void> drained();  // completes when no connection is left
 
   private:
     struct Impl;
-    std::unique_ptr<Impl> impl_;
+    std::shared_ptr<Impl> impl_;  // shared with the connections, which may outlive the server
 };
 
 // Decodes %xx and, with plus_is_space, '+'. Returns nothing if malformed.
