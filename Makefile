@@ -1,4 +1,29 @@
-# pg_billing: the extension (PGXS). `make demo` and `make check` do all set-up themselves.
+# pg_billing. `make demo` and `make check` do all set-up themselves; `make && make install` builds the extension
+# alone, with PGXS.
+
+# These goals must work before PostgreSQL's build files are there: they install them first.
+DRIVER_GOALS = setup demo demo-stop check check-%
+ifneq ($(filter $(DRIVER_GOALS),$(MAKECMDGOALS)),)
+
+.PHONY: setup demo demo-stop check
+setup:
+	test/setup.sh check
+
+# make demo [TRACE=file.csv]
+demo:
+	test/demo/run.sh $(TRACE)
+
+demo-stop:
+	test/demo/stop.sh
+
+# make check: everything; make check-NAME: the suite of that name in test/run.sh
+check:
+	test/run.sh
+check-%:
+	test/run.sh $*
+
+else
+
 EXTENSION = pg_billing
 VERSION   = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" pg_billing.control)
 
@@ -23,7 +48,13 @@ PG_CXXFLAGS = -std=c++20 -Wall -Wextra -Wno-register -Wno-missing-field-initiali
               -isystem $(shell $(PG_CONFIG) --includedir-server) -I. -MMD -MP
 EXTRA_CLEAN = pg_billing_worker.so $(WORKER_OBJS) $(STRIPE_OBJS) $(patsubst %.o,%.d,$(OBJS) $(WORKER_OBJS) $(STRIPE_OBJS))
 
+# Tests against the installed extension, with a server of their own.
+NO_INSTALLCHECK = 1
+
 PGXS := $(shell $(PG_CONFIG) --pgxs)
+ifeq ($(wildcard $(PGXS)),)
+$(error PostgreSQL's server headers are missing: run test/setup.sh, or set PG_CONFIG)
+endif
 include $(PGXS)
 COMPILER = $(CXX) $(CXXFLAGS)
 
@@ -31,3 +62,9 @@ COMPILER = $(CXX) $(CXXFLAGS)
 
 pg_billing--$(VERSION).sql: $(SQL_PARTS:%=sql/%.sql)
 	cat $^ > $@
+
+.PHONY: installcheck
+installcheck:
+	PG_BILLING_ROOT= PG_CONFIG=$(PG_CONFIG) test/run.sh regress isolation pgtap
+
+endif
