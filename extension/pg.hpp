@@ -10,8 +10,10 @@ extern "C" {
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "catalog/pg_database.h"
 #include "fmgr.h"
 #include "miscadmin.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
@@ -19,9 +21,22 @@ extern "C" {
 }
 
 // Defines a SQL-callable C++ function: exported although the library hides every other symbol.
-#define PG_BILLING_FUNCTION(name)     \
-    extern "C" {                      \
-    PG_FUNCTION_INFO_V1(name);        \
+#define PG_BILLING_FUNCTION(name)             \
+    extern "C" {                              \
+    PG_FUNCTION_INFO_V1(name);                \
     PGDLLEXPORT Datum name(PG_FUNCTION_ARGS); \
-    }                                 \
+    }                                         \
     Datum name([[maybe_unused]] PG_FUNCTION_ARGS)
+
+namespace pg_billing {
+
+// Tells whether the current user owns the database or is a superuser.
+inline bool owns_database(Oid database) {
+#if PG_VERSION_NUM >= 160000
+    return object_ownercheck(DatabaseRelationId, database, GetUserId());
+#else
+    return pg_database_ownercheck(database, GetUserId());
+#endif
+}
+
+}  // namespace pg_billing
