@@ -1,0 +1,98 @@
+-- Metrics and plans: all of it data, editable with SQL. Money is in the currency's minor unit (cents).
+
+CREATE FUNCTION billing._install_catalog() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    CREATE TABLE IF NOT EXISTS billing.metrics (
+        name              text PRIMARY KEY CHECK (name ~ '^[a-z][a-z0-9_]{0,62}$'),
+        display_name      text NOT NULL,
+        kind              text NOT NULL CHECK (kind IN ('counter', 'gauge')),
+        unit              text NOT NULL,
+        scale             smallint NOT NULL DEFAULT 6 CHECK (scale BETWEEN 0 AND 9),  -- decimals kept
+        stripe_event_name text NOT NULL UNIQUE,
+        stripe_product_id text,
+        stripe_meter_id   text
+    );
+    COMMENT ON TABLE billing.metrics IS 'what is measured: counters reset each billing period, gauges persist';
+    COMMENT ON COLUMN billing.metrics.scale IS 'decimals a quantity may have; a quantity with more is refused';
+
+    CREATE TABLE IF NOT EXISTS billing.plans (
+        name              text PRIMARY KEY CHECK (name ~ '^[a-z][a-z0-9_]{0,62}$'),
+        display_name      text NOT NULL,
+        price             numeric NOT NULL CHECK (price >= 0),
+        currency          text NOT NULL DEFAULT 'usd' CHECK (currency ~ '^[a-z]{3}$'),
+        interval_months   int NOT NULL DEFAULT 1 CHECK (interval_months BETWEEN 1 AND 12),
+        past_due_grace    interval NOT NULL DEFAULT '7 days',
+        stripe_product_id text,
+        stripe_price_id   text
+    );
+    COMMENT ON TABLE billing.plans IS 'a named bundle of a flat price (minor units per interval) and plan_metrics';
+
+    CREATE TABLE IF NOT EXISTS billing.plan_metrics (
+        plan            text NOT NULL REFERENCES billing.plans,
+        metric          text NOT NULL REFERENCES billing.metrics,
+        allowance       numeric CHECK (allowance >= 0),     -- included quantity; null: unlimited
+        cap             text NOT NULL CHECK (cap IN ('hard', 'soft', 'none')),
+        grace           numeric NOT NULL DEFAULT 1 CHECK (grace >= 1),  -- a soft cap refuses past allowance * grace
+        stripe_price_id text,
+        PRIMARY KEY (plan, metric)
+    );
+    COMMENT ON TABLE billing.plan_metrics IS 'per plan and metric: allowance, cap and grace';
+
+    -- Graduated tiers as Stripe has them: each unit costs what its own tier says.
+    CREATE TABLE IF NOT EXISTS billing.price_tiers (
+        plan        text NOT NULL,
+        metric      text NOT NULL,
+        ordinal     int NOT NULL,
+        up_to       numeric,                                -- null: no upper end
+        unit_amount numeric NOT NULL CHECK (unit_amount >= 0),
+        PRIMARY KEY (plan, metric, ordinal),
+        FOREIGN KEY (plan, metric) REFERENCES billing.plan_metrics ON DELETE CASCADE
+    );
+    COMMENT ON TABLE billing.price_tiers IS 'graduated price of a metric in a plan; unit_amount in minor units per unit';
+
+    INSERT INTO billing.metrics (name, display_name, kind, unit, scale, stripe_event_name) VALUES
+        ('llm_tokens',       'LLM tokens',       'counter', 'tokens',     0, 'llm_tokens'),
+        ('agent_executions', 'Agent executions', 'counter', 'executions', 0, 'agent_executions'),
+        ('api_calls',        'API calls',        'counter', 'calls',      0, 'api_calls'),
+        ('storage_gb',       'Storage',          'gauge',   'GB',         9, 'storage_gb'),
+        ('user_seats',       'User seats',       'gauge',   'seats',      0, 'user_seats')
+    ON CONFLICT DO NOTHING;
+    INSERT INTO billing.plans (name, display_name, price) VALUES
+        ('free', 'Free', 0), ('standard', 'Standard', 9900), ('enterprise', 'Enterprise', 49900)
+    ON CONFLICT DO NOTHING;
+    INSERT INTO billing.plan_metrics (plan, metric, allowance, cap, grace) VALUES
+        ('free',       'llm_tokens',          10000, 'soft', 1.2),
+        ('free',       'agent_executions',      100, 'soft', 1.2),
+        ('free',       'api_calls',            1000, 'soft', 1.2),
+        ('free',       'storage_gb',              1, 'hard', 1),
+        ('free',       'user_seats',              3, 'hard', 1),
+        ('standard',   'llm_tokens',        1000000, 'none', 1),
+        ('standard',   'agent_executions',     5000, 'none', 1),
+        ('standard',   'api_calls',          100000, 'none', 1),
+        ('standard',   'storage_gb',            100, 'none', 1),
+        ('standard',   'user_seats',             25, 'none', 1),
+        ('enterprise', 'llm_tokens',       10000000, 'none', 1),
+        ('enterprise', 'agent_executions',    50000, 'none', 1),
+        ('enterprise', 'api_calls',         1000000, 'none', 1),
+        ('enterprise', 'storage_gb',           1000, 'none', 1),
+        ('enterprise', 'user_seats',           NULL, 'none', 1)
+    ON CONFLICT DO NOTHING;
+    INSERT INTO billing.price_tiers (plan, metric, ordinal, up_to, unit_amount) VALUES
+        ('free',       'llm_tokens',       1,     NULL, 0),
+        ('free',       'agent_executions', 1,     NULL, 0),
+        ('free',       'api_calls',        1,     NULL, 0),
+        ('free',       'storage_gb',       1,     NULL, 0),
+        ('free',       'user_seats',       1,     NULL, 0),
+        ('standard',   'llm_tokens',       1,  1000000, 0), ('standard',   'llm_tokens',       2, NULL, 0.001),
+        ('standard',   'agent_executions', 1,     5000, 0), ('standard',   'agent_executions', 2, NULL, 10),
+        ('standard',   'api_calls',        1,   100000, 0), ('standard',   'api_calls',        2, NULL, 0.1),
+        ('standard',   'storage_gb',       1,      100, 0), ('standard',   'storage_gb',       2, NULL, 50),
+        ('standard',   'user_seats',       1,       25, 0), ('standard',   'user_seats',       2, NULL, 500),
+        ('enterprise', 'llm_tokens',       1, 10000000, 0), ('enterprise', 'llm_tokens',       2, NULL, 0.0005),
+        ('enterprise', 'agent_executions', 1,    50000, 0), ('enterprise', 'agent_executions', 2, NULL, 5),
+        ('enterprise', 'api_calls',        1,  1000000, 0), ('enterprise', 'api_calls',        2, NULL, 0.05),
+        ('enterprise', 'storage_gb',       1,     1000, 0), ('enterprise', 'storage_gb',       2, NULL, 25),
+        ('enterprise', 'user_seats',       1,     NULL, 0)
+    ON CONFLICT DO NOTHING;
+END $$;

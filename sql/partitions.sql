@@ -1,0 +1,40 @@
+-- Partition upkeep: usage_events has one partition per UTC day over the window in which an event may occur.
+
+CREATE FUNCTION billing._protect_table(name text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    EXECUTE format('ALTER TABLE billing.%I ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY', name);
+END $$;
+
+-- Makes the partition of a day unless it exists; moves rows that had to wait in the default partition into it.
+CREATE FUNCTION billing._ensure_day(day date) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    name text := 'usage_events_' || to_char(day, 'YYYYMMDD');
+    starts timestamptz := day::timestamp AT TIME ZONE 'UTC';
+    ends timestamptz := (day + 1)::timestamp AT TIME ZONE 'UTC';
+BEGIN
+    IF to_regclass(format('billing.%I', name)) IS NOT NULL THEN
+        RETURN false;
+    END IF;
+    -- Attaching locks the parent less than creating in place does.
+    EXECUTE format('CREATE TABLE billing.%I (LIKE billing.usage_events INCLUDING ALL)', name);
+    PERFORM billing._protect_table(name);
+    LOCK TABLE billing.usage_events_default IN ACCESS EXCLUSIVE MODE;
+    EXECUTE format('WITH moved AS (DELETE FROM billing.usage_events_default
+                                    WHERE occurred_at >= $1 AND occurred_at < $2 RETURNING *)
+                    INSERT INTO billing.%I SELECT * FROM moved', name) USING starts, ends;
+    EXECUTE format('ALTER TABLE billing.usage_events ATTACH PARTITION billing.%I FOR VALUES FROM (%L) TO (%L)',
+                   name, starts, ends);
+    RETURN true;
+END $$;
+
+CREATE FUNCTION billing.maintain() RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    today date := (billing.now() AT TIME ZONE 'UTC')::date;
+BEGIN
+    -- Events are accepted 35 days back and 5 minutes ahead; three days ahead outlive a worker that is down.
+    PERFORM billing._ensure_day(today + n) FROM generate_series(-36, 3) n;
+END $$;
+COMMENT ON FUNCTION billing.maintain() IS 'makes the partitions of usage_events that the coming days need';

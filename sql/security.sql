@@ -1,0 +1,101 @@
+-- Roles, grants and row-level security, applied by install() to every table, partitions included.
+--
+-- Nobody but the owner writes to a table: writing is done by functions. billing_tenant reads its own rows, billing_app
+-- and billing_admin read all, but if their session is bound to a tenant (pg_billing.tenant_id) only that one's.
+-- Partitions are granted to nobody, and have row-level security without a policy: asked directly they show nothing.
+
+CREATE FUNCTION billing._install_roles() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    name text;
+BEGIN
+    FOREACH name IN ARRAY ARRAY['billing_admin', 'billing_app', 'billing_tenant'] LOOP
+        IF NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = name) THEN
+            EXECUTE format('CREATE ROLE %I NOLOGIN', name);
+        END IF;
+    END LOOP;
+    GRANT USAGE ON SCHEMA billing TO billing_admin, billing_app, billing_tenant;
+
+    CREATE TABLE IF NOT EXISTS billing.tenant_roles (
+        tenant_id text NOT NULL REFERENCES billing.billing_customers,
+        role_name name NOT NULL,
+        PRIMARY KEY (tenant_id, role_name)
+    );
+    CREATE INDEX IF NOT EXISTS tenant_roles_role ON billing.tenant_roles (role_name);
+    COMMENT ON TABLE billing.tenant_roles IS 'database roles that are a tenant: authoritative, unlike pg_billing.tenant_id';
+
+    -- Not a member of the extension: policies depend on it, and they outlive DROP EXTENSION as the tables do.
+    CREATE OR REPLACE FUNCTION billing.current_tenant() RETURNS text
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS
+    'SELECT coalesce((SELECT r.tenant_id FROM billing.tenant_roles r WHERE r.role_name = current_user LIMIT 1),
+                     nullif(current_setting(''pg_billing.tenant_id'', true), ''''))';
+    COMMENT ON FUNCTION billing.current_tenant() IS
+        'returns the tenant this session is: by its role if billing.tenant_roles has it, else by pg_billing.tenant_id';
+    REVOKE ALL ON FUNCTION billing.current_tenant() FROM PUBLIC;
+    GRANT EXECUTE ON FUNCTION billing.current_tenant() TO billing_admin, billing_app, billing_tenant;
+END $$;
+
+CREATE FUNCTION billing._install_row_security() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    t record;
+BEGIN
+    FOR t IN
+        SELECT c.relname AS name, c.relispartition AS is_partition,
+               c.relname IN ('metrics', 'plans', 'plan_metrics', 'price_tiers') AS is_catalog,
+               -- what tells a tenant nothing about itself is for administrators only
+               c.relname NOT IN ('stripe_outbox', 'stripe_state', 'webhook_events', 'api_keys', 'schema_version') AS readable
+          FROM pg_class c
+         WHERE c.relnamespace = 'billing'::regnamespace AND c.relkind IN ('r', 'p')
+    LOOP
+        EXECUTE format('REVOKE ALL ON billing.%I FROM PUBLIC', t.name);
+        IF t.is_catalog THEN
+            EXECUTE format('GRANT SELECT ON billing.%I TO billing_admin, billing_app, billing_tenant', t.name);
+            CONTINUE;
+        END IF;
+        PERFORM billing._protect_table(t.name);
+        CONTINUE WHEN t.is_partition;
+        EXECUTE format('DROP POLICY IF EXISTS tenant ON billing.%I', t.name);
+        EXECUTE format('DROP POLICY IF EXISTS service ON billing.%I', t.name);
+        IF t.name = 'tenant_roles' THEN
+            -- read by billing.current_tenant(), so it cannot call that itself
+            CREATE POLICY tenant ON billing.tenant_roles USING (role_name = current_user);
+            GRANT SELECT ON billing.tenant_roles TO billing_admin, billing_app, billing_tenant;
+        ELSIF NOT t.readable THEN
+            EXECUTE format('CREATE POLICY service ON billing.%I FOR SELECT TO billing_admin USING (true)', t.name);
+            EXECUTE format('GRANT SELECT ON billing.%I TO billing_admin', t.name);
+        ELSE
+            EXECUTE format('CREATE POLICY tenant ON billing.%I FOR SELECT TO billing_tenant
+                            USING (tenant_id = (SELECT billing.current_tenant()))', t.name);
+            EXECUTE format('CREATE POLICY service ON billing.%I FOR SELECT TO billing_admin, billing_app
+                            USING ((SELECT billing.current_tenant()) IS NULL
+                                   OR tenant_id = (SELECT billing.current_tenant()))', t.name);
+            EXECUTE format('GRANT SELECT ON billing.%I TO billing_admin, billing_app, billing_tenant', t.name);
+        END IF;
+    END LOOP;
+END $$;
+
+-- Functions the groups may call; what no group is given only a superuser may call.
+CREATE FUNCTION billing._install_grants() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    f record;
+BEGIN
+    FOR f IN
+        SELECT p.oid::regprocedure AS signature,
+               p.proname = ANY ('{now,check_quota,get_subscription,get_current_usage,get_usage_summary,is_over_quota,get_usage_percentage,installed_version,_check_bound,_check_tenant,_check_metric,_quota_in_force,_period_at,_period,_used}') AS for_tenant,
+               p.proname = ANY ('{record_usage,try_consume,consume,record_usage_batch,create_customer,create_subscription,begin_request,receive_webhook}') AS for_app,
+               p.proname NOT LIKE '\_%' AND p.proname <> 'install' AS for_admin
+          FROM pg_proc p
+          JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
+          JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'pg_billing'
+    LOOP
+        IF f.for_tenant THEN
+            EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO billing_tenant, billing_app, billing_admin', f.signature);
+        ELSIF f.for_app THEN
+            EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO billing_app, billing_admin', f.signature);
+        ELSIF f.for_admin THEN
+            EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO billing_admin', f.signature);
+        END IF;
+    END LOOP;
+END $$;

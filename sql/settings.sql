@@ -1,0 +1,44 @@
+-- What every other part builds on: the clock and the form of an idempotency key.
+
+CREATE FUNCTION billing.now() RETURNS timestamptz
+LANGUAGE c STABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'pg_billing_now';
+COMMENT ON FUNCTION billing.now() IS
+    'returns the time of the current statement, shifted by pg_billing.time_shift: the one clock of all business rules';
+
+-- The first 16 bytes of SHA-256: a tenant cannot make two of its keys collide on purpose.
+CREATE FUNCTION billing._event_key(idempotency_key text) RETURNS uuid
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN encode(substr(sha256(convert_to(idempotency_key, 'UTF8')), 1, 16), 'hex')::uuid;
+
+CREATE FUNCTION billing._wake_worker(job text) RETURNS void
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pg_billing_wake_worker';
+
+CREATE FUNCTION billing._request_run(job text, timeout_ms bigint) RETURNS boolean
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pg_billing_request_run';
+
+CREATE FUNCTION billing._register_database() RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pg_billing_register_database';
+SELECT billing._register_database();
+
+-- Raises if the session is bound to another tenant.
+CREATE FUNCTION billing._check_bound(tenant_id text) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    bound text := nullif(current_setting('pg_billing.tenant_id'), '');
+BEGIN
+    IF bound <> tenant_id THEN
+        RAISE EXCEPTION 'session of tenant "%" may not act for tenant "%"', bound, tenant_id
+            USING ERRCODE = 'UB040', HINT = 'Reset pg_billing.tenant_id or name the session''s own tenant.';
+    END IF;
+END $$;
+
+-- Raises if the tenant is unknown, or the session is bound to another one.
+CREATE FUNCTION billing._check_tenant(tenant_id text) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM billing._check_bound(tenant_id);
+    IF NOT EXISTS (SELECT FROM billing.billing_customers c WHERE c.tenant_id = _check_tenant.tenant_id) THEN
+        RAISE EXCEPTION 'unknown tenant "%"', left(tenant_id, 64)
+            USING ERRCODE = 'UB010', HINT = 'Create it first with billing.create_customer().';
+    END IF;
+END $$;

@@ -1,0 +1,190 @@
+-- What is due at Stripe: differences between what the tables want and what Stripe has confirmed, made into requests.
+-- Each kind of request is made only when what it needs is known: meters and products, then prices, then customers,
+-- then subscriptions, then usage. A difference with a failed request waits until somebody looks at that.
+
+CREATE FUNCTION billing._stripe_free(tenant_id text, kind text, subject text) RETURNS boolean
+LANGUAGE sql STABLE AS $$
+    SELECT NOT EXISTS (SELECT FROM billing.stripe_outbox o
+                        WHERE o.tenant_id = $1 AND o.kind = $2 AND o.subject = $3 AND o.state <> 'delivered')
+$$;
+
+-- Stripe's price of a metric in a plan, or of the plan itself (metric ''). The lookup key finds it again.
+CREATE FUNCTION billing._stripe_price_key(plan text, metric text, interval_months int) RETURNS text
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT concat_ws('_', 'pgb', $1, nullif($2, ''), CASE $3 WHEN 1 THEN 'month' WHEN 12 THEN 'year' ELSE $3 || 'months' END)
+$$;
+
+CREATE FUNCTION billing._stripe_plan_catalog() RETURNS bigint
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    WITH requests AS (
+        -- Products carry our own id: creating one again is refused as existing, which is as good.
+        SELECT billing._stripe_enqueue('', 'product_create', p.id, 'POST', '/v1/products',
+                   jsonb_build_object('id', p.id, 'name', p.display_name, 'metadata', jsonb_build_object('pg_billing', p.name)),
+                   p.detail)
+          FROM (SELECT 'pgb_plan_' || name AS id, display_name, name, jsonb_build_object('plan', name) AS detail
+                  FROM billing.plans WHERE stripe_product_id IS NULL
+                UNION ALL
+                SELECT 'pgb_metric_' || name, display_name, name, jsonb_build_object('metric', name)
+                  FROM billing.metrics WHERE stripe_product_id IS NULL) p
+         WHERE billing._stripe_free('', 'product_create', p.id)
+        UNION ALL
+        -- Meters have no id of ours and no lookup key: look among the active ones first.
+        SELECT billing._stripe_enqueue('', 'meter_find', m.name, 'GET', '/v1/billing/meters',
+                   '{"status": "active", "limit": 100}', jsonb_build_object('event_name', m.stripe_event_name))
+          FROM billing.metrics m
+         WHERE m.stripe_meter_id IS NULL AND billing._stripe_free('', 'meter_find', m.name)
+           AND billing._stripe_free('', 'meter_create', m.name)
+        UNION ALL
+        SELECT billing._stripe_enqueue('', 'price_find', w.lookup_key, 'GET', '/v1/prices',
+                   jsonb_build_object('lookup_keys', jsonb_build_array(w.lookup_key), 'active', true), w.detail)
+          FROM (SELECT billing._stripe_price_key(p.name, '', p.interval_months) AS lookup_key,
+                       jsonb_build_object('plan', p.name) AS detail
+                  FROM billing.plans p WHERE p.stripe_price_id IS NULL AND p.stripe_product_id IS NOT NULL
+                UNION ALL
+                SELECT billing._stripe_price_key(p.name, m.name, p.interval_months),
+                       jsonb_build_object('plan', p.name, 'metric', m.name)
+                  FROM billing.plan_metrics pm JOIN billing.plans p ON p.name = pm.plan
+                       JOIN billing.metrics m ON m.name = pm.metric
+                 WHERE pm.stripe_price_id IS NULL
+                   AND m.stripe_product_id IS NOT NULL AND m.stripe_meter_id IS NOT NULL) w
+         WHERE billing._stripe_free('', 'price_find', w.lookup_key)
+           AND billing._stripe_free('', 'price_create', w.lookup_key)
+    )
+    SELECT count(*) FROM requests
+$$;
+
+-- The parameters that create a price: graduated tiers, one plain amount where a metric has a single tier, or a flat fee.
+CREATE FUNCTION billing._stripe_price_params(plan text, metric text) RETURNS jsonb
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT jsonb_build_object(
+               'currency', p.currency,
+               'product', coalesce(m.stripe_product_id, p.stripe_product_id),
+               'lookup_key', billing._stripe_price_key(p.name, coalesce(m.name, ''), p.interval_months),
+               'nickname', concat_ws(' ', p.display_name, m.display_name),
+               'recurring', jsonb_strip_nulls(jsonb_build_object(
+                   'interval', 'month', 'interval_count', p.interval_months,
+                   'usage_type', CASE WHEN m.name IS NULL THEN 'licensed' ELSE 'metered' END,
+                   'meter', m.stripe_meter_id)))
+           || CASE WHEN m.name IS NULL THEN jsonb_build_object('unit_amount_decimal', trim_scale(p.price)::text)
+                   WHEN t.n = 1 THEN jsonb_build_object('billing_scheme', 'per_unit', 'unit_amount_decimal', t.amount)
+                   ELSE jsonb_build_object('billing_scheme', 'tiered', 'tiers_mode', 'graduated', 'tiers', t.tiers) END
+      FROM billing.plans p
+      LEFT JOIN billing.metrics m ON m.name = $2
+      LEFT JOIN LATERAL (
+           SELECT count(*) AS n, min(trim_scale(x.unit_amount)::text) AS amount,
+                  jsonb_agg(jsonb_build_object('up_to', coalesce(trim_scale(x.up_to)::text, 'inf'),
+                                               'unit_amount_decimal', trim_scale(x.unit_amount)::text)
+                            ORDER BY x.ordinal) AS tiers
+             FROM billing.price_tiers x WHERE x.plan = $1 AND x.metric = $2) t ON true
+     WHERE p.name = $1
+$$;
+
+CREATE FUNCTION billing._stripe_plan_tenants() RETURNS bigint
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    WITH requests AS (
+        SELECT billing._stripe_enqueue(c.tenant_id, 'customer_create', '', 'POST', '/v1/customers',
+                   jsonb_strip_nulls(jsonb_build_object('name', c.name, 'email', c.email,
+                       'metadata', jsonb_build_object('tenant_id', c.tenant_id), 'test_clock', c.stripe_test_clock)))
+          FROM billing.billing_customers c
+         WHERE c.stripe AND c.stripe_customer_id IS NULL AND billing._stripe_free(c.tenant_id, 'customer_create', '')
+        UNION ALL
+        -- The period starts with the hour, so the subscription is backdated to it and the cycle anchored one interval
+        -- later: the first invoice bills exactly one whole interval.
+        SELECT billing._stripe_enqueue(s.tenant_id, 'subscription_create', s.id::text, 'POST', '/v1/subscriptions',
+                   jsonb_strip_nulls(jsonb_build_object(
+                       'customer', c.stripe_customer_id,
+                       'items', jsonb_build_array(jsonb_build_object('price', p.stripe_price_id)) || i.items,
+                       'billing_mode', jsonb_build_object('type', 'flexible'),
+                       'backdate_start_date', extract(epoch FROM s.current_period_start)::bigint,
+                       'billing_cycle_anchor', extract(epoch FROM s.current_period_end)::bigint,
+                       'collection_method', s.collection_method,
+                       'days_until_due', s.days_until_due,
+                       'payment_behavior', CASE s.collection_method WHEN 'charge_automatically' THEN 'default_incomplete' END,
+                       'metadata', jsonb_build_object('tenant_id', s.tenant_id, 'subscription_id', s.id::text))))
+          FROM billing.subscriptions s
+          JOIN billing.billing_customers c ON c.tenant_id = s.tenant_id
+          JOIN billing.plans p ON p.name = s.plan
+          CROSS JOIN LATERAL (
+               SELECT coalesce(jsonb_agg(jsonb_build_object('price', pm.stripe_price_id) ORDER BY pm.metric), '[]') AS items,
+                      bool_and(pm.stripe_price_id IS NOT NULL) AS complete
+                 FROM billing.plan_metrics pm WHERE pm.plan = s.plan) i
+         WHERE s.status = 'pending' AND c.stripe_customer_id IS NOT NULL AND p.stripe_price_id IS NOT NULL
+           AND i.complete IS NOT FALSE AND billing._stripe_free(s.tenant_id, 'subscription_create', s.id::text)
+    )
+    SELECT count(*) FROM requests
+$$;
+
+-- Usage: the absolute total of an hour, to a meter that keeps the most recent total per customer and hour
+-- (docs.stripe.com, billing meters, event_time_window): a resend overwrites instead of adding. The oldest hour first,
+-- one hour per customer and meter at a time. Gauges are not billed by their changes and are not sent here.
+CREATE FUNCTION billing._stripe_plan_usage() RETURNS bigint
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    WITH due AS (
+        SELECT DISTINCT ON (a.tenant_id, a.metric)
+               a.tenant_id, a.metric, a.period_start, a.hour, a.quantity, c.stripe_customer_id, m.stripe_event_name
+          FROM billing.usage_aggregates a
+          JOIN billing.metrics m ON m.name = a.metric AND m.kind = 'counter'
+          JOIN billing.billing_customers c ON c.tenant_id = a.tenant_id
+          JOIN billing.subscriptions s ON s.tenant_id = a.tenant_id AND s.anchor <= a.period_start
+               AND s.stripe_subscription_id IS NOT NULL AND s.status NOT IN ('canceled', 'incomplete_expired')
+          JOIN billing.subscription_items i ON i.tenant_id = s.tenant_id AND i.subscription_id = s.id AND i.metric = a.metric
+         WHERE a.submitted IS DISTINCT FROM a.quantity AND NOT a.blocked
+           AND NOT EXISTS (SELECT FROM billing.stripe_outbox o
+                            WHERE o.tenant_id = a.tenant_id AND o.kind = 'meter_event' AND o.subject = a.metric
+                              AND o.state IN ('waiting', 'sending'))
+         ORDER BY a.tenant_id, a.metric, a.hour
+    ), requests AS (
+        SELECT billing._stripe_enqueue(d.tenant_id, 'meter_event', d.metric, 'POST', '/v1/billing/meter_events',
+                   jsonb_build_object('event_name', d.stripe_event_name,
+                       -- any one moment of the hour will do, but never a boundary, nor one in the future
+                       'timestamp', extract(epoch FROM d.hour)::bigint + 1,
+                       'payload', jsonb_build_object('stripe_customer_id', d.stripe_customer_id,
+                                                     'value', trim_scale(d.quantity)::text)),
+                   jsonb_build_object('period_start', d.period_start, 'hour', d.hour, 'quantity', d.quantity))
+          FROM due d
+    )
+    SELECT count(*) FROM requests
+$$;
+
+-- Webhooks are taken as a hint that an object changed: it is fetched anew instead of trusting their order. Events that
+-- arrive while a fetch is under way wait for the next one.
+CREATE FUNCTION billing._stripe_plan_webhooks() RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    w record;
+    fetch_id bigint;
+    requests bigint := 0;
+BEGIN
+    FOR w IN
+        SELECT e.object_type, e.object_id, c.tenant_id
+          FROM billing.webhook_events e
+          LEFT JOIN billing.billing_customers c ON c.stripe_customer_id = e.customer_id
+         WHERE e.processed_at IS NULL AND e.request_id IS NULL
+         GROUP BY 1, 2, 3
+    LOOP
+        IF w.tenant_id IS NULL OR w.object_type NOT IN ('subscription', 'invoice') THEN
+            UPDATE billing.webhook_events e
+               SET processed_at = clock_timestamp(),
+                   outcome = CASE WHEN w.object_type IN ('subscription', 'invoice') THEN 'unknown customer' ELSE 'ignored' END
+             WHERE e.processed_at IS NULL AND e.object_type IS NOT DISTINCT FROM w.object_type
+               AND e.object_id IS NOT DISTINCT FROM w.object_id;
+        ELSIF NOT EXISTS (SELECT FROM billing.stripe_outbox o
+                           WHERE o.tenant_id = w.tenant_id AND o.kind = w.object_type || '_fetch'
+                             AND o.subject = w.object_id AND o.state IN ('waiting', 'sending')) THEN
+            fetch_id := billing._stripe_enqueue(w.tenant_id, w.object_type || '_fetch', w.object_id, 'GET',
+                              format('/v1/%ss/%s', w.object_type, w.object_id), '{}');
+            UPDATE billing.webhook_events e SET request_id = fetch_id
+             WHERE e.processed_at IS NULL AND e.request_id IS NULL
+               AND e.object_type = w.object_type AND e.object_id = w.object_id;
+            requests := requests + 1;
+        END IF;
+    END LOOP;
+    RETURN requests;
+END $$;
+
+-- Makes requests of everything that is due; returns how many.
+CREATE FUNCTION billing._stripe_plan() RETURNS int
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    SELECT (billing._stripe_plan_catalog() + billing._stripe_plan_tenants() + billing._stripe_plan_usage()
+            + billing._stripe_plan_webhooks())::int
+$$;

@@ -1,0 +1,209 @@
+-- What an answer of Stripe's changes here.
+
+-- Stores a subscription as Stripe has it: status, items, period.
+CREATE FUNCTION billing._apply_subscription(tenant text, subscription jsonb) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    local_id bigint;
+    -- periods moved from the subscription to its items in 2025-03-31.basil: accept either
+    period jsonb := CASE WHEN subscription ? 'current_period_start' THEN subscription
+                         ELSE subscription #> '{items,data,0}' END;
+BEGIN
+    UPDATE billing.subscriptions s
+       SET stripe_subscription_id = subscription ->> 'id',
+           status = subscription ->> 'status',
+           current_period_start = coalesce(to_timestamp((period ->> 'current_period_start')::bigint), s.current_period_start),
+           current_period_end = coalesce(to_timestamp((period ->> 'current_period_end')::bigint), s.current_period_end),
+           cancel_at_period_end = coalesce((subscription ->> 'cancel_at_period_end')::boolean, s.cancel_at_period_end),
+           past_due_since = CASE WHEN subscription ->> 'status' = 'past_due' THEN coalesce(s.past_due_since, billing.now()) END,
+           canceled_at = to_timestamp((subscription ->> 'canceled_at')::bigint)
+     WHERE s.tenant_id = tenant
+       AND (s.stripe_subscription_id = subscription ->> 'id'
+            OR s.stripe_subscription_id IS NULL AND s.id::text = subscription #>> '{metadata,subscription_id}')
+    RETURNING s.id INTO local_id;
+    IF local_id IS NULL THEN
+        RETURN;     -- a subscription of the same customer that was made elsewhere
+    END IF;
+    INSERT INTO billing.subscription_items AS i (tenant_id, subscription_id, metric, stripe_item_id, stripe_price_id)
+    SELECT tenant, local_id, pm.metric, item ->> 'id', item #>> '{price,id}'
+      FROM jsonb_array_elements(subscription #> '{items,data}') item
+      JOIN billing.plan_metrics pm ON pm.stripe_price_id = item #>> '{price,id}'
+    ON CONFLICT ON CONSTRAINT subscription_items_pkey
+    DO UPDATE SET stripe_item_id = excluded.stripe_item_id, stripe_price_id = excluded.stripe_price_id;
+    PERFORM billing._refresh_quotas(tenant);
+END $$;
+
+-- Stores lines of an invoice.
+CREATE FUNCTION billing._apply_invoice_lines(tenant text, invoice text, lines jsonb) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    INSERT INTO billing.invoice_lines AS l
+    SELECT $1, $2, line ->> 'id',
+           (SELECT i.metric FROM billing.subscription_items i
+             WHERE i.tenant_id = $1
+               AND i.stripe_item_id = coalesce(line #>> '{parent,subscription_item_details,subscription_item}',
+                                               line ->> 'subscription_item')
+             LIMIT 1),
+           line ->> 'description',
+           coalesce(line ->> 'quantity_decimal', line ->> 'quantity')::numeric,
+           (line ->> 'amount')::numeric,
+           line ->> 'currency',
+           to_timestamp((line #>> '{period,start}')::bigint),
+           to_timestamp((line #>> '{period,end}')::bigint),
+           coalesce(line #>> '{pricing,price_details,price}', line #>> '{price,id}')
+      FROM jsonb_array_elements($3) line
+    ON CONFLICT ON CONSTRAINT invoice_lines_pkey
+    DO UPDATE SET metric = excluded.metric, description = excluded.description, quantity = excluded.quantity,
+                  amount = excluded.amount, period_start = excluded.period_start, period_end = excluded.period_end
+$$;
+
+-- Stores an invoice; an invoice longer than its embedded first page has all its lines fetched.
+CREATE FUNCTION billing._apply_invoice(tenant text, invoice jsonb) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO billing.invoices AS i
+    VALUES (tenant, invoice ->> 'id', invoice ->> 'number', invoice ->> 'status', invoice ->> 'billing_reason',
+            invoice ->> 'currency', (invoice ->> 'subtotal')::numeric, (invoice ->> 'total')::numeric,
+            (invoice ->> 'amount_due')::numeric, (invoice ->> 'amount_paid')::numeric,
+            (invoice ->> 'amount_remaining')::numeric,
+            to_timestamp((invoice ->> 'period_start')::bigint), to_timestamp((invoice ->> 'period_end')::bigint),
+            to_timestamp((invoice ->> 'due_date')::bigint),
+            to_timestamp((invoice #>> '{status_transitions,finalized_at}')::bigint),
+            invoice ->> 'hosted_invoice_url', invoice ->> 'invoice_pdf', to_timestamp((invoice ->> 'created')::bigint))
+    ON CONFLICT ON CONSTRAINT invoices_pkey
+    DO UPDATE SET number = excluded.number, status = excluded.status, subtotal = excluded.subtotal,
+        total = excluded.total, amount_due = excluded.amount_due, amount_paid = excluded.amount_paid,
+        amount_remaining = excluded.amount_remaining, due_date = excluded.due_date,
+        finalized_at = excluded.finalized_at, hosted_invoice_url = excluded.hosted_invoice_url,
+        invoice_pdf = excluded.invoice_pdf;
+    IF (invoice #>> '{lines,has_more}')::boolean THEN
+        IF billing._stripe_free(tenant, 'invoice_lines', invoice ->> 'id') THEN
+            PERFORM billing._stripe_enqueue(tenant, 'invoice_lines', invoice ->> 'id', 'GET',
+                        format('/v1/invoices/%s/lines', invoice ->> 'id'), '{"limit": 100}');
+        END IF;
+    ELSE
+        PERFORM billing._apply_invoice_lines(tenant, invoice ->> 'id', invoice #> '{lines,data}');
+    END IF;
+END $$;
+
+-- Takes the answer to a catalogue request: stores the id, or turns "not found" into "create".
+CREATE FUNCTION billing._apply_catalog(request billing.stripe_outbox, response jsonb) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    plan_name text := request.detail ->> 'plan';
+    metric_name text := request.detail ->> 'metric';
+    event text := request.detail ->> 'event_name';
+    found_id text := response ->> 'id';
+BEGIN
+    IF request.kind = 'product_create' THEN
+        UPDATE billing.plans p SET stripe_product_id = request.subject WHERE p.name = plan_name;
+        UPDATE billing.metrics m SET stripe_product_id = request.subject WHERE m.name = metric_name;
+        RETURN;
+    END IF;
+    IF request.kind = 'meter_find' THEN
+        -- A meter of that name with other rules would count differently: creating ours then fails, and says why.
+        SELECT d ->> 'id' INTO found_id FROM jsonb_array_elements(response -> 'data') d, billing.metrics m
+         WHERE m.name = request.subject AND d ->> 'event_name' = event
+           AND d #>> '{default_aggregation,formula}' = CASE m.kind WHEN 'counter' THEN 'sum' ELSE 'last' END
+           AND d ->> 'event_time_window' IS NOT DISTINCT FROM CASE m.kind WHEN 'counter' THEN 'hour' END;
+        IF found_id IS NULL AND (response ->> 'has_more')::boolean THEN
+            PERFORM billing._stripe_enqueue('', 'meter_find', request.subject, 'GET', request.path,
+                        request.params || jsonb_build_object('starting_after', response #>> '{data,-1,id}'), request.detail);
+        ELSIF found_id IS NULL THEN
+            PERFORM billing._stripe_enqueue('', 'meter_create', m.name, 'POST', '/v1/billing/meters',
+                        jsonb_strip_nulls(jsonb_build_object('display_name', m.display_name, 'event_name', event,
+                            'default_aggregation', jsonb_build_object('formula',
+                                CASE m.kind WHEN 'counter' THEN 'sum' ELSE 'last' END),
+                            'event_time_window', CASE m.kind WHEN 'counter' THEN 'hour' END)))
+               FROM billing.metrics m WHERE m.name = request.subject;
+        END IF;
+    ELSIF request.kind = 'price_find' THEN
+        found_id := response #>> '{data,0,id}';
+        IF found_id IS NULL THEN
+            PERFORM billing._stripe_enqueue('', 'price_create', request.subject, 'POST', '/v1/prices',
+                        billing._stripe_price_params(plan_name, metric_name), request.detail);
+        END IF;
+    END IF;
+    IF request.kind IN ('meter_find', 'meter_create') THEN
+        UPDATE billing.metrics m SET stripe_meter_id = found_id WHERE m.name = request.subject AND found_id IS NOT NULL;
+    ELSIF metric_name IS NULL THEN
+        UPDATE billing.plans p SET stripe_price_id = found_id WHERE p.name = plan_name AND found_id IS NOT NULL;
+    ELSE
+        UPDATE billing.plan_metrics pm SET stripe_price_id = found_id
+         WHERE pm.plan = plan_name AND pm.metric = metric_name AND found_id IS NOT NULL;
+    END IF;
+END $$;
+
+-- Changes what a delivered answer changes. The row's own state is settled before, so that it may be followed by another
+-- request of the same kind and subject.
+CREATE FUNCTION billing._stripe_apply(request billing.stripe_outbox, response jsonb) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    CASE request.kind
+    WHEN 'product_create', 'meter_find', 'meter_create', 'price_find', 'price_create' THEN
+        PERFORM billing._apply_catalog(request, response);
+    WHEN 'customer_create' THEN
+        UPDATE billing.billing_customers c SET stripe_customer_id = response ->> 'id' WHERE c.tenant_id = request.tenant_id;
+    WHEN 'subscription_create', 'subscription_fetch' THEN
+        PERFORM billing._apply_subscription(request.tenant_id, response);
+    WHEN 'invoice_fetch' THEN
+        PERFORM billing._apply_invoice(request.tenant_id, response);
+    WHEN 'invoice_lines' THEN
+        PERFORM billing._apply_invoice_lines(request.tenant_id, request.subject, response -> 'data');
+        IF (response ->> 'has_more')::boolean THEN
+            PERFORM billing._stripe_enqueue(request.tenant_id, request.kind, request.subject, 'GET', request.path,
+                        request.params || jsonb_build_object('starting_after', response #>> '{data,-1,id}'));
+        END IF;
+    WHEN 'meter_event' THEN
+        UPDATE billing.usage_aggregates a SET submitted = (request.detail ->> 'quantity')::numeric
+         WHERE a.tenant_id = request.tenant_id AND a.metric = request.subject
+           AND a.period_start = (request.detail ->> 'period_start')::timestamptz
+           AND a.hour = (request.detail ->> 'hour')::timestamptz;
+    END CASE;
+END $$;
+
+-- Settles one attempt; an answer to an attempt that has been given up changes nothing.
+CREATE FUNCTION billing._stripe_settle(tenant_id text, id bigint, attempt int, outcome text, http_status int,
+                                       response jsonb, error text, retry_in interval)
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    request billing.stripe_outbox;
+    verdict text := outcome;
+    complaint text := error;
+BEGIN
+    -- A product of ours that exists already is as good as created.
+    IF verdict = 'failed' AND response #>> '{error,code}' = 'resource_already_exists' THEN
+        verdict := 'delivered';
+    END IF;
+    UPDATE billing.stripe_outbox o
+       SET state = CASE verdict WHEN 'retry' THEN 'waiting' ELSE verdict END,
+           not_before = CASE verdict WHEN 'retry' THEN clock_timestamp() + coalesce(retry_in, '0') ELSE o.not_before END,
+           settled_at = CASE verdict WHEN 'retry' THEN NULL ELSE clock_timestamp() END,
+           lease_until = NULL, sender = NULL, error = complaint,
+           http_status = _stripe_settle.http_status, response = _stripe_settle.response
+     WHERE o.tenant_id = _stripe_settle.tenant_id AND o.id = _stripe_settle.id
+       AND o.attempts = attempt AND o.state = 'sending'
+    RETURNING * INTO request;
+    IF NOT FOUND OR verdict = 'retry' THEN
+        RETURN;
+    END IF;
+    IF verdict = 'delivered' THEN
+        BEGIN
+            PERFORM billing._stripe_apply(request, response);
+        EXCEPTION WHEN OTHERS THEN      -- an answer nobody can make sense of must not hold up all others
+            verdict := 'failed';
+            complaint := format('the answer could not be applied: %s', SQLERRM);
+            UPDATE billing.stripe_outbox o SET state = verdict, error = complaint
+             WHERE o.tenant_id = request.tenant_id AND o.id = request.id;
+        END;
+    END IF;
+    IF verdict = 'failed' AND request.kind = 'meter_event' THEN
+        UPDATE billing.usage_aggregates a SET blocked = true
+         WHERE a.tenant_id = request.tenant_id AND a.metric = request.subject
+           AND a.period_start = (request.detail ->> 'period_start')::timestamptz
+           AND a.hour = (request.detail ->> 'hour')::timestamptz;
+    END IF;
+    UPDATE billing.webhook_events e
+       SET processed_at = clock_timestamp(), outcome = CASE verdict WHEN 'delivered' THEN 'applied' ELSE complaint END
+     WHERE e.request_id = request.id AND e.processed_at IS NULL;
+END $$;

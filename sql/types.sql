@@ -1,0 +1,13 @@
+-- A decision answers "may this tenant use that much?".
+CREATE TYPE billing.decision AS (
+    status    text,         -- recorded | duplicate | allowed | denied
+    allowed   boolean,
+    reason    text,         -- within_quota | unlimited | overage | soft_cap_exceeded | hard_cap | upgrade_required
+                            -- | no_subscription | subscription_inactive
+    used      numeric,      -- usage of the period, this call included if it was recorded; null while none is in force
+    quota     numeric,      -- null: unlimited
+    remaining numeric,      -- up to the quota, never below zero; null: unlimited
+    cap       text,         -- hard | soft | none
+    resets_at timestamptz   -- end of the billing period; null for a gauge, which never resets
+);
+COMMENT ON TYPE billing.decision IS 'the answer to "may it?": status, allowed, reason, used, quota, remaining, cap, resets_at';

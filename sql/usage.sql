@@ -1,0 +1,94 @@
+-- Usage: events, their keys, the deltas the rollup folds, and the functions of the hot path (C++, extension/usage.cpp).
+
+CREATE FUNCTION billing._install_usage() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    -- Exactly-once does not depend on a client resending the same time, so keys live apart from the events.
+    IF to_regclass('billing.usage_event_keys') IS NULL THEN
+        CREATE TABLE billing.usage_event_keys (
+            tenant_id   text NOT NULL,
+            key         uuid NOT NULL,      -- billing._event_key(idempotency_key)
+            occurred_at timestamptz NOT NULL,
+            PRIMARY KEY (tenant_id, key)
+        ) PARTITION BY HASH (key);
+        FOR i IN 0 .. 15 LOOP
+            EXECUTE format('CREATE TABLE billing.usage_event_keys_%s PARTITION OF billing.usage_event_keys
+                            FOR VALUES WITH (MODULUS 16, REMAINDER %s)', i, i);
+        END LOOP;
+    END IF;
+    COMMENT ON TABLE billing.usage_event_keys IS 'the idempotency keys already counted';
+
+    CREATE TABLE IF NOT EXISTS billing.usage_events (
+        tenant_id       text NOT NULL,
+        metric          text NOT NULL,
+        quantity        numeric NOT NULL,
+        occurred_at     timestamptz NOT NULL,
+        recorded_at     timestamptz NOT NULL,
+        period_start    timestamptz NOT NULL,   -- of the billing period it counts into; -infinity for a gauge
+        idempotency_key text,
+        properties      jsonb
+    ) PARTITION BY RANGE (occurred_at);
+    CREATE INDEX IF NOT EXISTS usage_events_tenant ON billing.usage_events (tenant_id, occurred_at);
+    COMMENT ON TABLE billing.usage_events IS 'every fact of usage, once; partitioned by UTC day';
+
+    CREATE TABLE IF NOT EXISTS billing.usage_deltas (
+        tenant_id    text NOT NULL,
+        metric       text NOT NULL,
+        period_start timestamptz NOT NULL,
+        hour         timestamptz NOT NULL,
+        quantity     numeric NOT NULL
+    );
+    CREATE INDEX IF NOT EXISTS usage_deltas_counter ON billing.usage_deltas (tenant_id, metric, period_start);
+    COMMENT ON TABLE billing.usage_deltas IS 'usage not yet rolled up: one row per event, consumed by the rollup';
+
+    CREATE TABLE IF NOT EXISTS billing.usage_aggregates (
+        tenant_id    text NOT NULL,
+        metric       text NOT NULL,
+        period_start timestamptz NOT NULL,
+        hour         timestamptz NOT NULL,          -- UTC hour
+        quantity     numeric NOT NULL,
+        events       bigint NOT NULL,
+        submitted    numeric,                       -- the total Stripe has confirmed; null: none yet
+        blocked      boolean NOT NULL DEFAULT false,  -- Stripe refused it for good: see stripe_outbox
+        PRIMARY KEY (tenant_id, metric, period_start, hour)
+    );
+    CREATE INDEX IF NOT EXISTS usage_aggregates_due ON billing.usage_aggregates (tenant_id, metric, hour)
+        WHERE submitted IS DISTINCT FROM quantity AND NOT blocked;
+    COMMENT ON TABLE billing.usage_aggregates IS 'usage per tenant, metric, billing period and UTC hour';
+END $$;
+
+CREATE FUNCTION billing.record_usage(tenant_id text, metric text, quantity numeric DEFAULT 1,
+                                     idempotency_key text DEFAULT NULL, occurred_at timestamptz DEFAULT NULL,
+                                     properties jsonb DEFAULT NULL)
+RETURNS billing.decision
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pg_billing_record_usage';
+COMMENT ON FUNCTION billing.record_usage(text, text, numeric, text, timestamptz, jsonb) IS
+    'records usage that already happened: never denied; a known idempotency key changes nothing. Raises UB010, UB011, UB020 to UB025, UB040, UB050, UB051';
+
+CREATE FUNCTION billing.try_consume(tenant_id text, metric text, quantity numeric DEFAULT 1,
+                                    idempotency_key text DEFAULT NULL, occurred_at timestamptz DEFAULT NULL,
+                                    properties jsonb DEFAULT NULL)
+RETURNS billing.decision
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pg_billing_try_consume';
+COMMENT ON FUNCTION billing.try_consume(text, text, numeric, text, timestamptz, jsonb) IS
+    'checks the quota and records the usage in one step, or answers "denied" and records nothing. Raises as record_usage does';
+
+CREATE FUNCTION billing.consume(tenant_id text, metric text, quantity numeric DEFAULT 1,
+                                idempotency_key text DEFAULT NULL, occurred_at timestamptz DEFAULT NULL,
+                                properties jsonb DEFAULT NULL)
+RETURNS billing.decision
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pg_billing_consume';
+COMMENT ON FUNCTION billing.consume(text, text, numeric, text, timestamptz, jsonb) IS
+    'does what try_consume does, but raises UB001 where that answers "denied"';
+
+CREATE FUNCTION billing.check_quota(tenant_id text, metric text, quantity numeric DEFAULT 1)
+RETURNS billing.decision
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pg_billing_check_quota';
+COMMENT ON FUNCTION billing.check_quota(text, text, numeric) IS
+    'decides whether try_consume would be allowed now, without any effect. Raises UB010, UB011, UB020, UB021, UB040, UB050, UB051';
+
+CREATE FUNCTION billing.record_usage_batch(events jsonb)
+RETURNS TABLE (ordinal int, idempotency_key text, status text, reason text)
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pg_billing_record_usage_batch';
+COMMENT ON FUNCTION billing.record_usage_batch(jsonb) IS
+    'records an array of events {tenant_id, metric, quantity, idempotency_key, occurred_at, properties}, each with its own result: recorded, duplicate or rejected (reason: SQLSTATE and message). Raises UB026 if it is no array';
