@@ -54,8 +54,8 @@ regress() {
         ln -s "$TOP/$expected" "$out/expected"
         sql "DROP DATABASE IF EXISTS \"$name\"" 2>/dev/null
         sql "CREATE DATABASE \"$name\""
-        if as_server_user "$program" --use-existing --bindir="$PG_BIN" --host="$PGHOST" --port="$PGPORT" \
-            --user=postgres --dbname="$name" --inputdir="$(dirname "$input")" --outputdir="$out" "$name" \
+        if as_server_user "$program" --use-existing --bindir="$PG_BIN" --host="$PGHOST" --port=5432 --user=postgres \
+            --dbname="$name" --inputdir="$(dirname "$input")" --outputdir="$out" "$name" \
             >"$out/log" 2>&1; then
             report "$name" 0
         else

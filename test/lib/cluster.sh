@@ -1,6 +1,6 @@
 # Private PostgreSQL servers for tests and the demo; sourced, needs nothing but what test/setup.sh installs.
 #
-# A server lives in $RUN/NAME (data, log, socket), runs the extension staged in $PG_BILLING_ROOT (the installed one if
+# A server lives in $RUN/NAME (data, log, socket; no TCP), runs the extension staged in $PG_BILLING_ROOT (the installed one if
 # that is empty), and is owned by an unprivileged user: `postgres` when we are root (PostgreSQL refuses to run as
 # root), else ourselves. Several may run at once; cluster_use says which one psql and the helpers mean.
 
@@ -12,7 +12,7 @@ PG_CONFIG=${PG_CONFIG:-pg_config}
 PG_BIN=$($PG_CONFIG --bindir) PG_LIB=$($PG_CONFIG --pkglibdir)
 export PGUSER=postgres PGDATABASE=postgres PGTZ=UTC PGAPPNAME=test
 unset PGHOST PGPORT PGSERVICE PGPASSFILE PGOPTIONS
-declare -A CLUSTER_PORT CLUSTER_SOCKET
+declare -A CLUSTERS
 CLUSTER=
 
 die() {
@@ -37,16 +37,6 @@ server_directory() {
         die "user postgres cannot reach $1: clone to a directory that every user may enter (chmod o+x its parents)"
 }
 
-# Prints a TCP port nobody listens on, below the range the kernel hands out by itself.
-free_port() {
-    local port
-    while :; do
-        port=$((RANDOM % 12000 + 20000))
-        (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || break
-    done
-    echo "$port"
-}
-
 # wait_until [-t SECONDS] COMMAND…: polls until the command succeeds; fails, naming it, when the time is up.
 wait_until() {
     local limit=30
@@ -68,7 +58,7 @@ wait_until() {
 cluster_settings() {
     cat <<CONF
 shared_preload_libraries = 'pg_billing'
-listen_addresses = '127.0.0.1'
+listen_addresses = ''
 max_connections = 60
 max_worker_processes = 16
 shared_buffers = 128MB
@@ -87,12 +77,12 @@ CONF
 
 # cluster_init NAME [setting=value…]: a fresh, stopped server; whatever had that name before is gone.
 cluster_init() {
-    local name=$1 directory=$RUN/$1 setting
+    local name=$1 directory=$RUN/$1
     shift
-    server_directory "$RUN"
-    [ ! -f "$directory/data/postmaster.pid" ] || cluster_crash "$name"
+    cluster_end "$name"
     rm -rf "$directory"
     server_directory "$directory"
+    chmod 700 "$directory"
     as_server_user "$PG_BIN/initdb" -D "$directory/data" -U postgres -A trust -E UTF8 --locale=C.UTF-8 --no-sync \
         >"$directory/initdb.log" 2>&1 || die "initdb failed: $(tail -n 1 "$directory/initdb.log")"
     cluster_settings >>"$directory/data/postgresql.conf"
@@ -108,24 +98,26 @@ cluster_configure() {
     done
 }
 
-# cluster_up NAME: starts an initialised server on a free port and makes it the one in use.
+# cluster_up NAME: starts an initialised server and makes it the one in use.
 cluster_up() {
-    local name=$1 directory=$RUN/$1 attempt
-    # A socket's path is limited to 107 bytes.
-    local socket=$directory
-    [ ${#socket} -le 80 ] || socket=${CLUSTER_SOCKET[$name]:-$(as_server_user mktemp -d /tmp/pg_billing.XXXXXX)}
-    CLUSTER_SOCKET[$name]=$socket
-    for attempt in 1 2 3 4 5; do
-        CLUSTER_PORT[$name]=${CLUSTER_PORT[$name]:-$(free_port)}
-        if as_server_user "$PG_BIN/pg_ctl" -D "$directory/data" -l "$directory/log" -w -t 60 \
-            -o "-p ${CLUSTER_PORT[$name]} -k '$socket'" start >/dev/null 2>&1; then
-            cluster_use "$name"
-            return 0
-        fi
-        grep -q 'Address already in use' "$directory/log" || break
-        unset "CLUSTER_PORT[$name]"
-    done
-    die "PostgreSQL did not start: $(grep -m1 -E 'FATAL|PANIC' "$directory/log" || tail -n 1 "$directory/log")"
+    local directory=$RUN/$1
+    as_server_user "$PG_BIN/pg_ctl" -D "$directory/data" -l "$directory/log" -w -t 60 \
+        -o "-k '$(cluster_socket "$1")'" start >/dev/null 2>&1 ||
+        die "PostgreSQL did not start: $(grep -E 'FATAL|PANIC' "$directory/log" | tail -n 1)"
+    CLUSTERS[$1]=up
+    cluster_use "$1"
+}
+
+# cluster_socket NAME: the directory of the server's socket, closed to other users. A socket's path is limited to 107
+# bytes, so a long one is put elsewhere.
+cluster_socket() {
+    local file=$RUN/$1/socket_directory
+    [ -e "$file" ] || if [ ${#RUN} -le 70 ]; then
+        echo "$RUN/$1" >"$file"
+    else
+        as_server_user mktemp -d /tmp/pg_billing.XXXXXX >"$file"
+    fi
+    cat "$file"
 }
 
 # cluster_start NAME [setting=value…]: initialises and starts a server.
@@ -134,10 +126,11 @@ cluster_start() {
     cluster_up "$1"
 }
 
-# cluster_use NAME: what follows (psql, the helpers, PGHOST and PGPORT) means this server.
+# cluster_use NAME: what follows (psql, the helpers, PGHOST) means this server.
 cluster_use() {
     CLUSTER=$1
-    export PGHOST=${CLUSTER_SOCKET[$1]} PGPORT=${CLUSTER_PORT[$1]}
+    PGHOST=$(cluster_socket "$1")
+    export PGHOST
 }
 
 # cluster_stop NAME [mode]: stops a server (mode fast unless told); no error when it is down already.
@@ -148,7 +141,7 @@ cluster_stop() {
 # cluster_crash NAME: the immediate stop that leaves crash recovery to the next start.
 cluster_crash() { cluster_stop "$1" immediate; }
 
-# cluster_restart NAME [mode]: same port, same socket.
+# cluster_restart NAME [mode]: stops and starts a server.
 cluster_restart() {
     cluster_stop "$@"
     cluster_up "$1"
@@ -168,11 +161,18 @@ cluster_psql() { "$PG_BIN/psql" -XqAt -v ON_ERROR_STOP=1 "$@"; }
 # sql STATEMENT: its result, bare.
 sql() { cluster_psql -c "$1"; }
 
+# cluster_end NAME: stops a server for good; its data and log stay for inspection.
+cluster_end() {
+    cluster_crash "$1"
+    local file=$RUN/$1/socket_directory
+    [ ! -e "$file" ] || [ "$(cat "$file")" = "$RUN/$1" ] || rm -rf "$(cat "$file")"
+    rm -f "$file"
+}
+
 # cluster_stop_all: stops every server this script started, at once.
 cluster_stop_all() {
     local name
-    for name in "${!CLUSTER_PORT[@]}"; do
-        cluster_crash "$name"
-        [ "${CLUSTER_SOCKET[$name]}" = "$RUN/$name" ] || rm -rf "${CLUSTER_SOCKET[$name]}"
+    for name in "${!CLUSTERS[@]}"; do
+        cluster_end "$name"
     done
 }

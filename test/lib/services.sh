@@ -44,6 +44,16 @@ service_stop_all() {
     done
 }
 
+# Prints a TCP port nobody listens on, below the range the kernel hands out by itself.
+free_port() {
+    local port
+    while :; do
+        port=$((RANDOM % 12000 + 20000))
+        (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || break
+    done
+    echo "$port"
+}
+
 # redis_start: sets REDIS_URL.
 redis_start() {
     local port
@@ -83,6 +93,6 @@ shim_start() {
         sandbox POST /v1/webhook_endpoints -d "url=$SHIM_URL/api/billing/webhooks/stripe" -d 'enabled_events[0]=*' |
         jq -er .secret >"$secret" || die "the sandbox did not register the webhook endpoint"
     service_start shim "$BUILD/cmake/pg_billing_shim" --listen "127.0.0.1:$port" --webhook-secret-file "$secret" \
-        --database "host=$PGHOST port=$PGPORT dbname=$PGDATABASE user=$PGUSER" "$@"
+        --database "host=$PGHOST dbname=$PGDATABASE user=$PGUSER" "$@"
     service_ready shim curl -sf "$SHIM_URL/healthz"
 }
