@@ -11,10 +11,10 @@ setup:
 
 # make demo [TRACE=file.csv]
 demo:
-	test/demo/run.sh $(TRACE)
+	test/demo/demo.sh $(if $(TRACE),'$(TRACE)')
 
 demo-stop:
-	test/demo/stop.sh
+	test/demo/demo.sh --stop
 
 # make check: everything; make check-NAME: the suite of that name in test/run.sh
 check:
@@ -37,6 +37,8 @@ EXTENSION_OBJS = $(patsubst %.cpp,%.o,$(wildcard extension/*.cpp))
 WORKER_OBJS    = $(patsubst %.cpp,%.o,$(wildcard worker/*.cpp))
 STRIPE_OBJS    = $(patsubst %.cpp,%.o,$(wildcard stripe/*.cpp))
 
+WORKER_LIB     = pg_billing_worker.so
+
 MODULE_big = pg_billing
 OBJS = $(EXTENSION_OBJS)
 
@@ -45,8 +47,9 @@ PG_CONFIG ?= pg_config
 override with_llvm := no
 PG_CXXFLAGS = -std=c++20 -Wall -Wextra -Wno-register -Wno-missing-field-initializers -fvisibility=hidden \
               -D'PGDLLEXPORT=__attribute__((visibility("default")))' \
+              -D'PG_BILLING_VERSION="$(VERSION)"' \
               -isystem $(shell $(PG_CONFIG) --includedir-server) -I. -MMD -MP
-EXTRA_CLEAN = pg_billing_worker.so $(WORKER_OBJS) $(STRIPE_OBJS) $(patsubst %.o,%.d,$(OBJS) $(WORKER_OBJS) $(STRIPE_OBJS))
+EXTRA_CLEAN = $(WORKER_LIB) $(WORKER_OBJS) $(STRIPE_OBJS) $(patsubst %.o,%.d,$(OBJS) $(WORKER_OBJS) $(STRIPE_OBJS))
 
 # Tests against the installed extension, with a server of their own.
 NO_INSTALLCHECK = 1
@@ -59,6 +62,19 @@ include $(PGXS)
 COMPILER = $(CXX) $(CXXFLAGS)
 
 -include $(patsubst %.o,%.d,$(OBJS) $(WORKER_OBJS) $(STRIPE_OBJS))
+
+# The library that only background workers load: it alone links libcurl.
+all: $(WORKER_LIB)
+$(WORKER_LIB): $(WORKER_OBJS) $(STRIPE_OBJS)
+	$(COMPILER) -shared -o $@ $^ $(LDFLAGS) -lcurl -lcrypto
+$(OBJS) $(WORKER_OBJS): pg_billing.control
+install: install-worker
+uninstall: uninstall-worker
+.PHONY: install-worker uninstall-worker
+install-worker: $(WORKER_LIB) installdirs
+	$(INSTALL_SHLIB) $(WORKER_LIB) '$(DESTDIR)$(pkglibdir)/$(WORKER_LIB)'
+uninstall-worker:
+	rm -f '$(DESTDIR)$(pkglibdir)/$(WORKER_LIB)'
 
 pg_billing--$(VERSION).sql: $(SQL_PARTS:%=sql/%.sql)
 	cat $^ > $@

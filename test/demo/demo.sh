@@ -1,0 +1,111 @@
+#!/usr/bin/env bash
+# make demo [TRACE=file.csv]: an hour of real traffic of 60 tenants, metered, billed by the sandbox Stripe, and proven.
+# Leaves everything up; `demo.sh --stop` (make demo-stop) takes it down.
+set -euo pipefail
+case ${1:-} in '' | --stop | /*) ;; *) set -- "$PWD/$1" ;; esac
+cd "$(dirname "$0")/../.."
+
+started=$SECONDS
+step() { printf '%3d s  %s\n' $((SECONDS - started)) "$*"; }
+
+[ "${1:-}" = --stop ] || { step "setting up" && test/setup.sh; }
+source test/lib/cluster.sh
+source test/lib/services.sh
+source test/lib/build.sh
+
+stop_demo() {
+    service_stop_all
+    cluster_end main
+}
+if [ "${1:-}" = --stop ]; then
+    stop_demo
+    exit 0
+fi
+
+trace=${1:-../shared/data/azure_llm_inference_trace_conv.csv}
+[ $# -eq 0 ] || [ -r "$trace" ] || die "cannot read the trace $trace"
+
+step "building"
+build_step extension build_extension
+build_step programs build_programs stripe_sandbox pg_billing_shim demo_replay
+stop_demo
+replay=$BUILD/cmake/demo_replay
+if [ ! -r "$trace" ]; then
+    trace=$BUILD/generated_trace.csv
+    "$replay" --generate --trace "$trace"
+fi
+
+# The time of a trace's row, as seconds since 1970.
+seconds_of() { date -u -d "$(cut -d. -f1 <<<"${1%%,*}")" +%s; }
+begins=$(seconds_of "$(sed -n 2p "$trace")")
+ends=$(seconds_of "$(tail -n 1 "$trace")")
+
+# clock_to SECONDS: moves business time and Stripe's test clock to the same moment; both then agree to the second.
+clock_to() {
+    cluster_reload main "pg_billing.time_shift=$(($1 - $(date +%s)))"
+    wait_until clock_reached "$1"
+    if [ -z "${stripe_clock:-}" ]; then
+        stripe_clock=$(sandbox POST /v1/test_helpers/test_clocks -d "frozen_time=$1" -d name=demo | jq -er .id)
+    else
+        sandbox POST "/v1/test_helpers/test_clocks/$stripe_clock/advance" -d "frozen_time=$1" >/dev/null
+        wait_until -t 60 stripe_clock_ready
+    fi
+}
+clock_reached() { [ "$(sql "SELECT abs(extract(epoch FROM billing.now()) - $1) < 30")" = t ]; }
+stripe_clock_ready() {
+    [ "$(sandbox GET "/v1/test_helpers/test_clocks/$stripe_clock" | jq -r .status)" = ready ]
+}
+sync_stripe() { sql "SELECT billing.run_stripe_sync('2 minutes')" >/dev/null; }
+
+step "starting PostgreSQL, Redis, the sandbox Stripe and the shim"
+redis_start
+sandbox_start
+cluster_start main fsync=on full_page_writes=on "pg_billing.redis_url=$REDIS_URL" "${STRIPE_SETTINGS[@]}"
+sql 'CREATE DATABASE demo'
+export PGDATABASE=demo
+cluster_psql -f test/demo/setup.sql
+shim_start
+clock_to "$begins"
+sql 'SELECT billing.maintain()' >/dev/null
+
+step "creating 60 tenants and their subscriptions, here and at Stripe"
+sql "SELECT count(demo.create_tenant(n, '$stripe_clock')) FROM generate_series(1, 60) n" >/dev/null
+all_active() { sync_stripe && [ "$(sql "SELECT bool_and(status = 'active') FROM billing.subscriptions")" = t ]; }
+wait_until -t 120 all_active
+
+key=$RUN/api.key
+sql 'SELECT billing.create_api_key()' >"$key"
+clock_to "$ends"
+step "replaying $(basename "$trace"), every event through SQL and through HTTP"
+"$replay" --trace "$trace" --database "host=$PGHOST dbname=demo user=demo_app" --url "$SHIM_URL" --key-file "$key"
+
+step "rolling up and submitting to Stripe"
+sql 'SELECT billing.run_rollup()' >/dev/null
+sync_stripe
+
+# Stripe closes the period, drafts the invoices, and finalizes them an hour later; its webhooks bring them back.
+step "ending the billing period"
+period_end=$(sql 'SELECT extract(epoch FROM max(current_period_end))::bigint FROM billing.subscriptions')
+clock_to $((period_end + 7200))
+sql 'SELECT billing.run_rollup()' >/dev/null
+all_invoiced() {
+    sync_stripe && [ "$(sql "SELECT count(*) FROM billing.invoices
+        WHERE billing_reason = 'subscription_cycle' AND status IN ('open', 'paid')")" = 60 ]
+}
+wait_until -t 120 all_invoiced
+
+echo
+sandbox GET /_sandbox/state >"$RUN/stripe_state.json"
+proven=0
+"$PG_BIN/psql" -XqP pager=off -v ON_ERROR_STOP=1 -v stripe_state="$RUN/stripe_state.json" -f test/demo/report.sql ||
+    proven=1
+step "done"
+cat <<END
+
+Everything is still up:
+  psql -h $PGHOST -U postgres demo     (\\dt billing.*, SELECT * FROM billing.get_usage_summary('tenant-01'))
+  $SANDBOX_URL/_sandbox/state          what the sandbox Stripe holds
+  curl -H 'Authorization: Bearer $(<"$key")' -H 'X-Tenant-Id: tenant-01' $SHIM_URL/api/billing/usage
+  make demo-stop                       takes it down
+END
+exit $proven
