@@ -1,0 +1,111 @@
+#include "shim/caller.hpp"
+
+#include <openssl/sha.h>
+
+#include <algorithm>
+#include <cctype>
+
+#include "shim/problem.hpp"
+
+namespace pg_billing::shim {
+
+namespace {
+
+bool equal_ignoring_case(std::string_view a, std::string_view b) {
+    return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                      [](unsigned char x, unsigned char y) { return std::tolower(x) == std::tolower(y); });
+}
+
+std::string_view trim(std::string_view text) {
+    const auto first = text.find_first_not_of(" \t");
+    return first == text.npos ? std::string_view()
+                              : text.substr(first, text.find_last_not_of(" \t") - first + 1);
+}
+
+// Returns the key from "Authorization: Bearer" (RFC 6750) or X-API-Key.
+std::string_view presented_key(const http::Request &request) {
+    if (const auto authorization = request.field("authorization")) {
+        const auto space = authorization->find(' ');
+        if (space != authorization->npos && equal_ignoring_case(authorization->substr(0, space), "Bearer"))
+            return trim(authorization->substr(space));
+        throw Problem(401, "invalid_api_key", "The Authorization field must be: Bearer, then an API key.",
+                      "Authorization");
+    }
+    if (const auto key = request.field("x-api-key"))
+        return trim(*key);
+    throw Problem(401, "missing_api_key", "Present an API key: Authorization: Bearer pgb_…", "Authorization");
+}
+
+// The form in which PostgreSQL reads a bytea.
+std::string sha256_as_bytea(std::string_view text) {
+    unsigned char digest[SHA256_DIGEST_LENGTH];
+    SHA256(reinterpret_cast<const unsigned char *>(text.data()), text.size(), digest);
+    std::string hex = "\\x";
+    for (const unsigned char byte : digest) {
+        hex += "0123456789abcdef"[byte >> 4];
+        hex += "0123456789abcdef"[byte & 15];
+    }
+    return hex;
+}
+
+}  // namespace
+
+Statement begin_request(const http::Request &request, std::string scope) {
+    const std::string_view key = presented_key(request);
+    if (!key.starts_with("pgb_"))
+        throw Problem(401, "invalid_api_key", "This is not an API key: they start with pgb_.");
+    Statement statement{"SELECT billing.begin_request($1::bytea, $2::text, $3::text)", {}};
+    statement.parameters.emplace_back(sha256_as_bytea(key));
+    if (const auto tenant = request.field("x-tenant-id"))
+        statement.parameters.emplace_back(std::string(*tenant));
+    else
+        statement.parameters.emplace_back();
+    statement.parameters.emplace_back(std::move(scope));
+    return statement;
+}
+
+Json json_body(const http::Request &request) {
+    const std::string_view type = request.field("content-type").value_or("");
+    const auto semicolon = type.find(';');
+    const std::string_view parameter =
+        semicolon == type.npos ? std::string_view() : trim(type.substr(semicolon + 1));
+    // RFC 8259 §8.1: JSON between systems is UTF-8; the parameter is redundant but common.
+    const bool utf8 = parameter.empty() || equal_ignoring_case(parameter, "charset=utf-8") ||
+                      equal_ignoring_case(parameter, "charset=\"utf-8\"");
+    if (!equal_ignoring_case(trim(type.substr(0, semicolon)), "application/json") || !utf8)
+        throw Problem(415, "unsupported_media_type", "The body must be application/json in UTF-8.",
+                      "Content-Type");
+    return parse_json(request.body);
+}
+
+void refuse_query(const http::Request &request) {
+    if (!request.query.empty())
+        throw Problem(400, "unknown_parameter", "This address has no query parameters.");
+}
+
+std::optional<std::string> idempotency_key(const http::Request &request) {
+    const auto field = request.field("idempotency-key");
+    if (!field)
+        return std::nullopt;
+    const std::string_view value = trim(*field);
+    if (value.size() < 2 || value.front() != '"' || value.back() != '"')
+        return std::string(value);
+    // A structured field's string (RFC 9651 §3.3.3): unescape what is between the quotes.
+    std::string key;
+    for (std::size_t i = 1; i + 1 < value.size(); ++i) {
+        if (value[i] == '\\' && i + 2 < value.size())
+            ++i;
+        key += value[i];
+    }
+    return key;
+}
+
+http::Response json_response(unsigned status, std::string json) {
+    http::Response response;
+    response.status = status;
+    response.fields.emplace_back("Content-Type", "application/json");
+    response.body = std::move(json);
+    return response;
+}
+
+}  // namespace pg_billing::shim

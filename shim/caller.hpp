@@ -1,0 +1,31 @@
+// What the API's endpoints share: who calls, with what body, and how an answer in JSON looks.
+//
+// Authority is decided in SQL, in the transaction that does the work: begin_request() looks the key up, checks its
+// scope and fixes the tenant for the statements behind it. The shim only presents the key's hash.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "shim/database.hpp"
+#include "shim/http_server.hpp"
+#include "shim/json.hpp"
+
+namespace pg_billing::shim {
+
+// Returns the statement that must precede the others of a request. Throws Problem 401 without a credential.
+Statement begin_request(const http::Request &request, std::string scope);
+
+// Returns the request's body. Throws Problem 415 if it is not application/json, 400 if it is malformed.
+Json json_body(const http::Request &request);
+
+// Throws Problem 400 if there is a query: none of these endpoints has one.
+void refuse_query(const http::Request &request);
+
+// Returns the idempotency key of the request's header, quoted as a structured field or bare, if there is one.
+std::optional<std::string> idempotency_key(const http::Request &request);
+
+// Returns an answer whose body is that JSON text.
+http::Response json_response(unsigned status, std::string json);
+
+}  // namespace pg_billing::shim

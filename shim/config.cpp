@@ -1,0 +1,89 @@
+#include "shim/config.hpp"
+
+#include <libpq-fe.h>
+
+#include <CLI/CLI.hpp>
+#include <boost/asio/ip/address.hpp>
+#include <memory>
+
+namespace pg_billing::shim {
+
+namespace {
+
+// Splits "127.0.0.1:8080" or "[::1]:8080"; names are not resolved, a server binds addresses.
+void parse_listen(const std::string &listen, Config &config) {
+    const auto colon = listen.rfind(':');
+    std::string host = listen.substr(0, colon);
+    if (host.size() > 2 && host.front() == '[' && host.back() == ']')
+        host = host.substr(1, host.size() - 2);
+    else if (host.find(':') != host.npos)
+        throw CLI::ValidationError("--listen", "an IPv6 address must be in brackets: [::1]:8080");
+    boost::system::error_code error;
+    boost::asio::ip::make_address(host, error);
+    const std::string port = colon == listen.npos ? "" : listen.substr(colon + 1);
+    if (error || port.empty() || port.size() > 5 || port.find_first_not_of("0123456789") != port.npos ||
+        std::stoul(port) > 65535)
+        throw CLI::ValidationError("--listen", "expected ADDRESS:PORT, such as 127.0.0.1:8080");
+    config.address = host;
+    config.port = static_cast<std::uint16_t>(std::stoul(port));
+}
+
+void check_database(const std::string &conninfo) {
+    char *why = nullptr;
+    const std::unique_ptr<PQconninfoOption, decltype(&PQconninfoFree)> parsed(
+        PQconninfoParse(conninfo.c_str(), &why), PQconninfoFree);
+    if (parsed)
+        return;
+    // libpq's message may repeat a password.
+    PQfreemem(why);
+    throw CLI::ValidationError("--database", "this is not a libpq connection string");
+}
+
+}  // namespace
+
+Config read_config(int argc, char **argv) {
+    Config config;
+    std::string listen = "127.0.0.1:8080";
+    double wait = 10;
+    CLI::App app("The HTTP server of pg_billing: the REST API, and the receiver of Stripe's webhooks.",
+                 "pg_billing_shim");
+    app.add_option("--listen", listen, "ADDRESS:PORT to serve on")
+        ->envname("PG_BILLING_SHIM_LISTEN")
+        ->capture_default_str();
+    app.add_option("--database", config.database, "libpq connection string")
+        ->envname("PG_BILLING_SHIM_DATABASE")
+        ->required();
+    app.add_option("--connections", config.connections, "database connections")
+        ->envname("PG_BILLING_SHIM_CONNECTIONS")
+        ->check(CLI::Range(1, 64))
+        ->capture_default_str();
+    app.add_option("--webhook-secret-file", config.webhook_secret_file,
+                   "file with Stripe's webhook signing secrets, one per line; read again on SIGHUP")
+        ->envname("PG_BILLING_SHIM_WEBHOOK_SECRET_FILE");
+    auto *certificate =
+        app.add_option("--tls-certificate", config.tls_certificate, "PEM file of the certificate chain")
+            ->envname("PG_BILLING_SHIM_TLS_CERTIFICATE");
+    auto *key = app.add_option("--tls-key", config.tls_key, "PEM file of its private key")
+                    ->envname("PG_BILLING_SHIM_TLS_KEY");
+    certificate->needs(key);
+    key->needs(certificate);
+    app.add_option("--wait-seconds", wait, "how long creating a subscription waits for Stripe")
+        ->envname("PG_BILLING_SHIM_WAIT_SECONDS")
+        ->check(CLI::Range(0.0, 300.0))
+        ->capture_default_str();
+    try {
+        app.parse(argc, argv);
+        parse_listen(listen, config);
+        check_database(config.database);
+        if (config.tls_certificate.empty() && !boost::asio::ip::make_address(config.address).is_loopback())
+            throw CLI::ValidationError("--listen",
+                                       "without TLS only a loopback address may be served: API keys would "
+                                       "cross the network in clear");
+    } catch (const CLI::ParseError &error) {
+        throw Exit{app.exit(error)};
+    }
+    config.wait = std::chrono::milliseconds(static_cast<long>(wait * 1000));
+    return config;
+}
+
+}  // namespace pg_billing::shim

@@ -1,0 +1,29 @@
+// The shim's settings: flags, each with an environment variable behind it, checked before anything starts.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace pg_billing::shim {
+
+struct Config {
+    std::string address;
+    std::uint16_t port = 0;
+    std::string database;
+    std::size_t connections = 4;
+    std::string webhook_secret_file;
+    std::string tls_certificate, tls_key;
+    std::chrono::milliseconds wait{10'000};
+};
+
+// Thrown when the program should end at once: after --help, or because of a flag.
+struct Exit {
+    int status;
+};
+
+// Reads the settings, or prints why not and throws Exit.
+Config read_config(int argc, char **argv);
+
+}  // namespace pg_billing::shim

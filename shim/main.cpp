@@ -1,0 +1,95 @@
+// pg_billing_shim: serves the REST API and receives Stripe's webhooks. It holds no business logic and no Stripe key;
+// everything it does is a call of an SQL function.
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/signal_set.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <csignal>
+#include <exception>
+
+#include "shim/config.hpp"
+#include "shim/endpoints.hpp"
+#include "shim/http_server.hpp"
+#include "shim/log.hpp"
+#include "shim/problem.hpp"
+
+namespace pg_billing::shim {
+
+namespace {
+
+namespace asio = boost::asio;
+
+asio::awaitable<void> reload_on_hangup(asio::signal_set &hangup, WebhookSecrets &secrets) {
+    for (;;) {
+        co_await hangup.async_wait(asio::use_awaitable);
+        try {
+            secrets.reload();
+            log("reloaded", {{"webhook_secrets", std::to_string(secrets.get().size())}});
+        } catch (const std::exception &error) {
+            log("reload_failed", {{"error", error.what()}});
+        }
+    }
+}
+
+// Lets requests under way finish before the database is let go; a second signal ends the process at once.
+asio::awaitable<void> stop_on_signal(asio::signal_set &stop, asio::signal_set &hangup, http::Server &server,
+                                     Database &database) {
+    co_await stop.async_wait(asio::use_awaitable);
+    stop.clear();
+    log("stopping");
+    server.stop();
+    co_await server.drained();
+    database.close();
+    hangup.cancel();
+}
+
+void serve(const Config &config) {
+    asio::io_context context(1);
+    WebhookSecrets secrets(config.webhook_secret_file);
+    Database::Options database_options;
+    database_options.conninfo = config.database;
+    database_options.connections = config.connections;
+    Database database(context, database_options);
+    Router router;
+    add_health_endpoints(router, database);
+    add_usage_endpoints(router, database);
+    add_subscription_endpoints(router, database, context, config.wait);
+    add_webhook_endpoint(router, database, secrets);
+
+    http::Options options;
+    options.address = config.address;
+    options.port = config.port;
+    options.certificate_file = config.tls_certificate;
+    options.key_file = config.tls_key;
+    options.refuse = [](unsigned status) { return to_response(server_problem(status)); };
+    http::Server server(context, options,
+                        [&router](http::Request request) { return router.handle(std::move(request)); });
+    asio::signal_set hangup(context, SIGHUP), stop(context, SIGTERM, SIGINT);
+    asio::co_spawn(context, reload_on_hangup(hangup, secrets), asio::detached);
+    asio::co_spawn(context, stop_on_signal(stop, hangup, server, database), asio::detached);
+    const bool v6 = config.address.find(':') != config.address.npos;
+    log("listening", {{"address", v6 ? "[" + config.address + "]" : config.address},
+                      {"port", std::to_string(server.port())},
+                      {"tls", config.tls_certificate.empty() ? "off" : "on"}});
+    context.run();
+    log("stopped");
+}
+
+}  // namespace
+
+}  // namespace pg_billing::shim
+
+int main(int argc, char **argv) {
+    using namespace pg_billing::shim;
+    try {
+        std::signal(SIGPIPE,
+                    SIG_IGN);  // a client that leaves is an error of its connection, not of the process
+        serve(read_config(argc, argv));
+        return 0;
+    } catch (const Exit &exit) {
+        return exit.status;
+    } catch (const std::exception &error) {
+        log("failed", {{"error", error.what()}});
+        return 1;
+    }
+}

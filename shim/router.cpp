@@ -1,0 +1,125 @@
+#include "shim/router.hpp"
+
+#include <openssl/rand.h>
+
+#include <optional>
+#include <set>
+
+#include "shim/log.hpp"
+#include "shim/problem.hpp"
+
+namespace pg_billing::shim {
+
+using boost::asio::awaitable;
+
+namespace {
+
+std::vector<std::string> split(std::string_view path) {
+    std::vector<std::string> segments;
+    for (std::size_t start = 0; start < path.size();) {
+        const std::size_t end = std::min(path.find('/', start + 1), path.size());
+        segments.emplace_back(path.substr(start + 1, end - start - 1));
+        start = end;
+    }
+    return segments;
+}
+
+// Returns what the pattern's names stand for, or nothing if the path does not match.
+std::optional<std::vector<std::string>> match(const std::vector<std::string> &pattern,
+                                              const std::vector<std::string> &path) {
+    std::vector<std::string> captures;
+    if (pattern.size() != path.size())
+        return std::nullopt;
+    for (std::size_t i = 0; i < pattern.size(); ++i) {
+        if (pattern[i].starts_with(':'))
+            captures.push_back(path[i]);
+        else if (pattern[i] != path[i])
+            return std::nullopt;
+    }
+    return captures;
+}
+
+// Takes the client's id if it is one that can be logged and sent back safely, else makes one.
+std::string request_id(const http::Request &request) {
+    constexpr std::string_view safe = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.:-";
+    const std::string_view given = request.field("x-request-id").value_or("");
+    if (!given.empty() && given.size() <= 128 && given.find_first_not_of(safe) == given.npos)
+        return std::string(given);
+    unsigned char bytes[16];
+    if (RAND_bytes(bytes, sizeof bytes) != 1)
+        throw std::runtime_error("no random numbers");
+    std::string id;
+    for (const unsigned char byte : bytes) {
+        id += "0123456789abcdef"[byte >> 4];
+        id += "0123456789abcdef"[byte & 15];
+    }
+    return id;
+}
+
+}  // namespace
+
+void Router::add(std::string method, std::string_view pattern, Endpoint endpoint) {
+    routes_.push_back({std::move(method), split(pattern), std::move(endpoint)});
+}
+
+awaitable<http::Response> Router::handle(http::Request request) const {
+    const std::string id = request_id(request);
+    const std::string what = request.method + " " + request.path;
+    http::Response response;
+    try {
+        response = co_await dispatch(std::move(request));
+    } catch (const Problem &problem) {
+        response = to_response(problem);
+    } catch (const PgFailure &failure) {
+        const Problem problem = to_problem(failure);
+        if (problem.status >= 500)
+            log("database_error", {{"request", what},
+                                   {"request_id", id},
+                                   {"sqlstate", failure.sqlstate},
+                                   {"error", failure.message}});
+        response = to_response(problem);
+    } catch (const std::exception &error) {
+        log("internal_error", {{"request", what}, {"request_id", id}, {"error", error.what()}});
+        response = to_response(server_problem(500));
+    }
+    response.fields.emplace_back("X-Request-Id", id);
+    response.fields.emplace_back("Cache-Control", "no-store");
+    co_return response;
+}
+
+awaitable<http::Response> Router::dispatch(http::Request request) const {
+    Call call;
+    std::vector<std::string> path;
+    for (const std::string &segment : split(request.path)) {
+        auto decoded = http::percent_decode(segment);
+        if (!decoded)
+            throw Problem(400, "malformed_request", "The path has a malformed percent-encoding.");
+        path.push_back(std::move(*decoded));
+    }
+    const std::string method =
+        request.method == "HEAD" ? "GET" : request.method;  // the server omits the body
+    std::set<std::string> allowed;
+    for (const Route &route : routes_) {
+        auto captures = match(route.segments, path);
+        if (!captures)
+            continue;
+        if (route.method != method) {
+            allowed.insert(route.method);
+            continue;
+        }
+        call.request = std::move(request);
+        call.captures = std::move(*captures);
+        co_return co_await route.endpoint(call);
+    }
+    if (allowed.empty())
+        throw Problem(404, "not_found", "There is nothing at this address.");
+    Problem problem(405, "method_not_allowed",
+                    "This address does not know the method " + request.method + ".");
+    std::string list;
+    for (const std::string &one : allowed)
+        list += (list.empty() ? "" : ", ") + one;
+    problem.headers.emplace_back("Allow", list);
+    throw problem;
+}
+
+}  // namespace pg_billing::shim

@@ -1,0 +1,42 @@
+// Which endpoint answers a request, and what every answer has in common: a request id, no caching, and problems
+// instead of exceptions.
+#pragma once
+
+#include <boost/asio/awaitable.hpp>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "shim/http_server.hpp"
+
+namespace pg_billing::shim {
+
+struct Call {
+    http::Request request;
+    std::vector<std::string> captures;  // what stands for the pattern's ":names", decoded
+};
+
+using Endpoint = std::function<boost::asio::awaitable<http::Response>(const Call &)>;
+
+class Router {
+  public:
+    // Adds an endpoint; a segment of the pattern that starts with ':' matches any one segment.
+    void add(std::string method, std::string_view pattern, Endpoint endpoint);
+
+    // Answers a request; never throws a Problem, PgFailure or other std::exception.
+    boost::asio::awaitable<http::Response> handle(http::Request request) const;
+
+  private:
+    struct Route {
+        std::string method;
+        std::vector<std::string> segments;
+        Endpoint endpoint;
+    };
+
+    boost::asio::awaitable<http::Response> dispatch(http::Request request) const;
+
+    std::vector<Route> routes_;
+};
+
+}  // namespace pg_billing::shim
