@@ -101,9 +101,7 @@ void worker_state_shmem_request() {
 }
 
 void worker_state_shmem_startup() {
-    LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
     state = attach_worker_state();
-    LWLockRelease(AddinShmemInitLock);
 }
 
 void register_launcher() {

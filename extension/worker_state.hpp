@@ -96,7 +96,7 @@ inline DatabaseSlot *find_or_make_slot(WorkerState *state, Oid database) {
 // Asks for the shared memory; the lock tranche is asked for by the module's own shmem request.
 void worker_state_shmem_request();
 
-// Creates or finds the state; takes AddinShmemInitLock itself.
+// Creates or finds the state; the caller holds AddinShmemInitLock.
 void worker_state_shmem_startup();
 
 // Registers the static launcher with the postmaster; called once, while preloading.

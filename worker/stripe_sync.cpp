@@ -1,0 +1,255 @@
+// The stripe job: makes requests of what is due, sends them, many at a time, and settles each by its answer, until
+// nothing is due any more. What is due and what an answer changes is SQL's business (billing._stripe_*).
+//
+// Invariants:
+//   - No transaction is open while Stripe is waited for: planning, claiming and each settling are transactions of
+//     their own, and interrupts are served at least every quarter of a second.
+//   - A request is sent only after its claim has committed, and always as its row holds it, so that a repeat after
+//     a crash is the same request with the same idempotency key.
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "stripe/form.hpp"
+#include "stripe/retry.hpp"
+#include "worker/key_file.hpp"
+#include "worker/transfer.hpp"
+
+#include "worker/session.hpp"
+#include "worker/settings.hpp"
+
+extern "C" {
+#include "common/pg_prng.h"
+}
+
+namespace pg_billing {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using namespace std::chrono_literals;
+
+constexpr auto kSlice = 250ms;
+constexpr auto kPlanEvery =
+    250ms;                        // while transfers are under way; what one brings may make the next possible
+constexpr auto kClaimEvery = 1s;  // while no transfer ends: a retry may have become due
+
+// A claimed row of the outbox, as much of it as settling needs.
+struct Claim {
+    std::string tenant, id, what;
+    int attempt;
+};
+
+class StripeSync {
+  public:
+    StripeSync(Session &session, const ApiKey &key)
+        : session_(session),
+          timeout_(number_setting("pg_billing.stripe_timeout")),
+          concurrency_(static_cast<std::size_t>(number_setting("pg_billing.stripe_concurrency"))),
+          transfers_(
+              {text_setting("pg_billing.stripe_api_base"), text_setting("pg_billing.stripe_api_version"),
+               text_setting("pg_billing.stripe_ca_file"), timeout_},
+              key) {}
+
+    void run();
+
+  private:
+    Session &session_;
+    const std::chrono::seconds timeout_;
+    const std::size_t concurrency_;
+    Transfers transfers_;
+    std::map<std::size_t, Claim> under_way_;
+    std::size_t next_tag_ = 0;
+    std::size_t delivered_ = 0, retried_ = 0, failed_ = 0;
+    std::size_t silent_in_a_row_ = 0;  // attempts without any answer
+    bool stopping_ = false;            // claim nothing more: Stripe refuses us, or cannot be reached
+    std::string trouble_;              // the latest
+
+    bool plan();
+    std::size_t claim();
+    void send(const Row &row);
+    void settle(const Finished &finished);
+    void record(const Claim &claim, const stripe::Verdict &verdict, const stripe::Answer &answer);
+    void write(const Claim &claim, const char *outcome, Value status, Value response, Value error,
+               std::chrono::milliseconds retry_in);
+    void pause(const std::string &reason);
+    void report() const;
+};
+
+void StripeSync::run() {
+    Clock::time_point planned, claimed;
+    bool slots_freed = true, dry = true;
+    for (;;) {
+        session_.serve_interrupts();
+        const auto now = Clock::now();
+        bool found = false;
+        if (!stopping_) {
+            if (transfers_.in_flight() == 0 || (dry && now - planned >= kPlanEvery)) {
+                found = plan();
+                planned = now;
+            }
+            if (found || slots_freed || now - claimed >= kClaimEvery) {
+                const std::size_t room = concurrency_ - transfers_.in_flight();
+                const std::size_t taken = room ? claim() : 0;
+                dry = taken < room;
+                found = found || taken > 0;
+                claimed = now;
+            }
+        }
+        if (transfers_.in_flight() == 0 && !found)
+            break;
+        slots_freed = false;
+        for (const Finished &finished : transfers_.poll(kSlice)) {
+            settle(finished);
+            slots_freed = true;
+        }
+    }
+    report();
+    // Every row has its own retry; a Stripe that nobody reaches is the job's failure, with the job's backoff.
+    if (silent_in_a_row_ > 0 && silent_in_a_row_ == retried_ + failed_ + delivered_)
+        throw Failure(ERRCODE_CONNECTION_FAILURE, "cannot reach Stripe: " + trouble_);
+}
+
+bool StripeSync::plan() {
+    session_.begin_round();
+    return session_.transaction("planning requests to Stripe", [&] {
+        return session_.query("SELECT billing._stripe_plan()").at(0).at(0) != "0";
+    });
+}
+
+std::size_t StripeSync::claim() {
+    // Long enough that no row is claimed anew while its transfer may still end.
+    const std::string lease = std::to_string((timeout_ * 2 + 60s).count()) + " seconds";
+    const std::vector<Row> rows = session_.transaction("claiming requests to Stripe", [&] {
+        return session_.query(
+            "SELECT tenant_id, id, attempt, method, path, params, idempotency_key"
+            " FROM billing._stripe_claim($1::int, $2::interval)",
+            {std::to_string(concurrency_ - transfers_.in_flight()), lease});
+    });
+    for (const Row &row : rows)
+        send(row);
+    return rows.size();
+}
+
+void StripeSync::send(const Row &row) {
+    Claim claim{row[0].value(), row[1].value(), *row[3] + " " + *row[4], std::stoi(row[2].value())};
+    try {
+        Request request{next_tag_, *row[3], *row[4], stripe::encode_form(nlohmann::json::parse(*row[5])),
+                        *row[6]};
+        transfers_.start(request);
+    } catch (const stripe::FormError &e) {
+        stripe::Verdict unsendable;
+        unsendable.outcome = stripe::Outcome::failed;
+        unsendable.reason = e.what();
+        record(claim, unsendable, {});
+        return;
+    }
+    under_way_.emplace(next_tag_++, std::move(claim));
+}
+
+void StripeSync::settle(const Finished &finished) {
+    const Claim claim = std::move(under_way_.extract(finished.tag).mapped());
+    const stripe::Verdict verdict = stripe::judge(finished.answer);
+    silent_in_a_row_ = finished.answer.status == 0 ? silent_in_a_row_ + 1 : 0;
+    record(claim, verdict, finished.answer);
+    if (verdict.outcome == stripe::Outcome::pause && !stopping_)
+        pause(claim.what + ": " + verdict.reason);
+    stopping_ = stopping_ || silent_in_a_row_ >= concurrency_;
+}
+
+void StripeSync::record(const Claim &claim, const stripe::Verdict &verdict, const stripe::Answer &answer) {
+    using stripe::Outcome;
+    // A pause is not the request's fault: it is sent again when submission is resumed.
+    const Outcome outcome = verdict.outcome == Outcome::pause ? Outcome::retry : verdict.outcome;
+    (outcome == Outcome::delivered ? delivered_ : outcome == Outcome::retry ? retried_ : failed_)++;
+    if (outcome != Outcome::delivered)
+        trouble_ = claim.what + ": " + verdict.reason;
+    const auto retry_in =
+        stripe::retry_delay(claim.attempt, answer.retry_after, pg_prng_double(&pg_global_prng_state));
+    const Value status = answer.status ? Value(std::to_string(answer.status)) : Value();
+    const Value error = verdict.reason.empty() ? Value() : Value(verdict.reason);
+    try {
+        // The body itself, not the parsed one: its numbers keep their digits.
+        write(claim, stripe::outcome_name(outcome), status,
+              verdict.response.is_object() ? Value(answer.body) : Value(), error, retry_in);
+    } catch (const PgError &e) {
+        // An answer that this database cannot hold (say, a character its encoding lacks) would come again with every
+        // repeat. Anything else (a lock timeout, a shutdown) ends the run; the claim runs out.
+        if (ERRCODE_TO_CATEGORY(e.data()->sqlerrcode) != ERRCODE_DATA_EXCEPTION)
+            throw;
+        trouble_ = claim.what + ": the answer cannot be stored: " + e.what();
+        session_.abandon();
+        failed_++;
+        write(claim, stripe::outcome_name(Outcome::failed), status, Value(), trouble_, retry_in);
+    }
+}
+
+void StripeSync::write(const Claim &claim, const char *outcome, Value status, Value response, Value error,
+                       std::chrono::milliseconds retry_in) {
+    session_.transaction("settling requests to Stripe", [&] {
+        session_.query(
+            "SELECT billing._stripe_settle($1, $2::bigint, $3::int, $4, $5::int, $6::jsonb, $7, "
+            "$8::interval)",
+            {claim.tenant, claim.id, std::to_string(claim.attempt), outcome, status, response, error,
+             std::to_string(retry_in.count()) + " milliseconds"});
+    });
+}
+
+void StripeSync::pause(const std::string &reason) {
+    stopping_ = true;
+    session_.transaction("pausing submission to Stripe",
+                         [&] { session_.query("SELECT billing._stripe_pause($1)", {reason}); });
+}
+
+// One line for a run that had trouble; every request's own error is in its row.
+void StripeSync::report() const {
+    if (retried_ + failed_ == 0)
+        return;
+    pg_call([&] {
+        ereport(WARNING,
+                errmsg("not all requests were accepted by Stripe: %zu delivered, %zu to be sent again, "
+                       "%zu failed",
+                       delivered_, retried_, failed_),
+                errdetail("The latest trouble was: %s", trouble_.c_str()),
+                errhint("See billing.stripe_outbox for each request."));
+    });
+}
+
+// Returns when the job is to run next: at its interval, or earlier if a retry is waiting.
+TimestampTz next_run(Session &session) {
+    const TimestampTz now = GetCurrentTimestamp();
+    const Value wait = session.transaction("looking for retries", [&] {
+        return session
+            .query(
+                "SELECT ceil(extract(epoch FROM billing._stripe_next_due() - clock_timestamp()) * "
+                "1000)::bigint")
+            .at(0)
+            .at(0);
+    });
+    const TimestampTz regular = next_tick(kStripeJob, now);
+    return wait ? std::min<TimestampTz>(regular, TimestampTzPlusMilliseconds(now, std::stoll(*wait)))
+                : regular;
+}
+
+TimestampTz sync_with_stripe(Session &session) {
+    const std::string path = text_setting("pg_billing.stripe_api_key_file");
+    if (path.empty())
+        return next_tick(kStripeJob, GetCurrentTimestamp());
+    const auto not_ready = [&] {
+        const Value reason = session.transaction("looking at Stripe's state", [&] {
+            return session.query("SELECT billing._stripe_ready()").at(0).at(0);
+        });
+        session.notice(reason ? "submission to Stripe is paused: " + *reason : "");
+        return reason.has_value();
+    };
+    if (not_ready())
+        return next_tick(kStripeJob, GetCurrentTimestamp());
+    const ApiKey key(path);
+    StripeSync(session, key).run();
+    return not_ready() ? next_tick(kStripeJob, GetCurrentTimestamp()) : next_run(session);
+}
+
+}  // namespace
+}  // namespace pg_billing
+
+extern "C" PGDLLEXPORT void stripe_main(Datum database) {
+    pg_billing::run_job(pg_billing::kStripeJob, DatumGetObjectId(database), pg_billing::sync_with_stripe);
+}
