@@ -25,12 +25,12 @@ check-%:
 else
 
 EXTENSION = pg_billing
-VERSION   = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" pg_billing.control)
+EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" pg_billing.control)
 
 # The order matters: later parts use what earlier ones define.
 SQL_PARTS = schema types settings catalog customers subscriptions quotas usage summary rollup partitions \
             stripe stripe_plan stripe_settle webhooks api_keys security install
-DATA_built = pg_billing--$(VERSION).sql
+DATA_built = pg_billing--$(EXTVERSION).sql
 DATA       = $(wildcard sql/upgrades/*.sql)
 
 EXTENSION_OBJS = $(patsubst %.cpp,%.o,$(wildcard extension/*.cpp))
@@ -47,7 +47,7 @@ PG_CONFIG ?= pg_config
 override with_llvm := no
 PG_CXXFLAGS = -std=c++20 -Wall -Wextra -Wno-register -Wno-missing-field-initializers -fvisibility=hidden \
               -D'PGDLLEXPORT=__attribute__((visibility("default")))' \
-              -D'PG_BILLING_VERSION="$(VERSION)"' \
+              -D'PG_BILLING_VERSION="$(EXTVERSION)"' \
               -isystem $(shell $(PG_CONFIG) --includedir-server) -I. -MMD -MP
 EXTRA_CLEAN = $(WORKER_LIB) $(WORKER_OBJS) $(STRIPE_OBJS) $(patsubst %.o,%.d,$(OBJS) $(WORKER_OBJS) $(STRIPE_OBJS))
 
@@ -76,7 +76,7 @@ install-worker: $(WORKER_LIB) installdirs
 uninstall-worker:
 	rm -f '$(DESTDIR)$(pkglibdir)/$(WORKER_LIB)'
 
-pg_billing--$(VERSION).sql: $(SQL_PARTS:%=sql/%.sql)
+pg_billing--$(EXTVERSION).sql: $(SQL_PARTS:%=sql/%.sql)
 	cat $^ > $@
 
 .PHONY: installcheck
