@@ -1,0 +1,136 @@
+#include "extension/counters.hpp"
+
+#include <cstring>
+
+#include "extension/settings.hpp"
+#include "extension/worker_state.hpp"
+
+extern "C" {
+#include "storage/ipc.h"
+#include "utils/hsearch.h"
+}
+
+namespace pg_billing {
+namespace {
+
+HTAB *table;
+
+LWLock *lock() {
+    return &GetNamedLWLockTranche(kLockTranche)[0].lock;
+}
+
+// Throws out unpinned counters, about an eighth of the table, so that the next misses find room at once.
+bool make_room() {
+    const long wanted = settings::max_counters / 8 + 1;
+    long evicted = 0;
+    HASH_SEQ_STATUS scan;
+    hash_seq_init(&scan, table);
+    while (auto *counter = static_cast<Counter *>(hash_seq_search(&scan))) {
+        if (pg_atomic_read_u32(&counter->pins) != 0)
+            continue;
+        hash_search(table, &counter->key, HASH_REMOVE, nullptr);
+        if (++evicted == wanted) {
+            hash_seq_term(&scan);
+            break;
+        }
+    }
+    return evicted > 0;
+}
+
+}  // namespace
+
+CounterKey make_counter_key(Oid relation, std::string_view tenant, std::string_view metric,
+                            int64 period_start) {
+    CounterKey key;
+    memset(static_cast<void *>(&key), 0, sizeof(key));
+    key.database = MyDatabaseId;
+    key.relation = relation;
+    key.period_start = period_start;
+    memcpy(key.metric, metric.data(), metric.size());
+    memcpy(key.tenant, tenant.data(), tenant.size());
+    return key;
+}
+
+void counters_shmem_request() {
+    RequestAddinShmemSpace(hash_estimate_size(settings::max_counters, sizeof(Counter)));
+}
+
+void counters_shmem_startup() {
+    HASHCTL control{};
+    control.keysize = sizeof(CounterKey);
+    control.entrysize = sizeof(Counter);
+    table = ShmemInitHash("pg_billing counters", settings::max_counters, settings::max_counters, &control,
+                          HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
+}
+
+Counter *pin_counter(const CounterKey &key) {
+    LWLockAcquire(lock(), LW_SHARED);
+    auto *counter = static_cast<Counter *>(hash_search(table, &key, HASH_FIND, nullptr));
+    if (counter)
+        pg_atomic_fetch_add_u32(&counter->pins, 1);
+    LWLockRelease(lock());
+    if (counter)
+        return counter;
+
+    LWLockAcquire(lock(), LW_EXCLUSIVE);
+    bool found;
+    counter = static_cast<Counter *>(hash_search(table, &key, HASH_ENTER_NULL, &found));
+    if (!counter && make_room())
+        counter = static_cast<Counter *>(hash_search(table, &key, HASH_ENTER_NULL, &found));
+    if (counter) {
+        if (!found) {
+            pg_atomic_init_u64(&counter->used, 0);
+            pg_atomic_init_u32(&counter->pins, 0);
+            pg_atomic_init_u32(&counter->ready, 0);
+        }
+        pg_atomic_fetch_add_u32(&counter->pins, 1);
+    }
+    LWLockRelease(lock());
+    return counter;
+}
+
+void unpin_counter(Counter *counter) {
+    pg_atomic_fetch_sub_u32(&counter->pins, 1);
+}
+
+bool counter_ready(Counter *counter) {
+    const bool ready = pg_atomic_read_u32(&counter->ready) != 0;
+    pg_read_barrier();  // pairs with publish_counter(): ready implies the number is there
+    return ready;
+}
+
+void publish_counter(Counter *counter, int64 used) {
+    LWLockAcquire(lock(), LW_EXCLUSIVE);
+    if (!counter_ready(counter)) {
+        pg_atomic_write_u64(&counter->used, static_cast<uint64>(used));
+        pg_write_barrier();
+        pg_atomic_write_u32(&counter->ready, 1);
+    }
+    LWLockRelease(lock());
+}
+
+int64 counter_used(Counter *counter) {
+    return static_cast<int64>(pg_atomic_read_u64(&counter->used));
+}
+
+void add_to_counter(Counter *counter, int64 amount) {
+    pg_atomic_fetch_add_u64(&counter->used, amount);
+}
+
+Reserve reserve_on_counter(Counter *counter, int64 amount, int64 limit, int64 *used) {
+    uint64 before = pg_atomic_read_u64(&counter->used);
+    for (;;) {
+        int64 after;
+        *used = static_cast<int64>(before);
+        if (__builtin_add_overflow(static_cast<int64>(before), amount, &after))
+            return Reserve::overflow;
+        if (amount > 0 && after > limit)
+            return Reserve::over_limit;
+        if (pg_atomic_compare_exchange_u64(&counter->used, &before, static_cast<uint64>(after))) {
+            *used = after;
+            return Reserve::done;
+        }
+    }
+}
+
+}  // namespace pg_billing

@@ -1,0 +1,70 @@
+// Quota counters in shared memory: one number per (database, tenant, metric, billing period).
+//
+// Invariants:
+//   - used = committed + in flight. It is raised when usage is reserved and lowered when that is rolled back, so
+//     concurrency cannot pass a cap. The tables stay the truth: a counter can be thrown away and loaded again.
+//   - Whoever reserves on a counter keeps it pinned until the transaction's commit or abort callback has run; both
+//     run after the transaction's fate is visible. Only an unpinned counter is evicted.
+//   - A counter is loaded only while it is not ready, from a snapshot taken while the loader has it pinned. Nobody
+//     can have reserved on it then, and every earlier incarnation was unpinned, so all of its rows are in that
+//     snapshot.
+//   - The lock is held shared to find a counter and exclusively to make, load or evict one; the number itself changes
+//     by compare-and-swap, without a lock.
+#pragma once
+
+#include <string_view>
+#include <type_traits>
+
+#include "extension/pg.hpp"
+
+extern "C" {
+#include "port/atomics.h"
+}
+
+namespace pg_billing {
+
+inline constexpr int kMaxTenantBytes = 128;
+inline constexpr int kMaxMetricBytes = 64;
+
+// Compared and hashed as bytes: always made by make_counter_key(), which leaves no byte undefined.
+struct CounterKey {
+    Oid database;
+    Oid relation;  // billing.usage_events: a counter of dropped tables is never mistaken for one of new ones
+    int64 period_start;
+    char metric[kMaxMetricBytes];
+    char tenant[kMaxTenantBytes];
+};
+
+struct Counter {
+    CounterKey key;
+    pg_atomic_uint64 used;  // signed, in units of the metric's smallest decimal
+    pg_atomic_uint32 pins;
+    pg_atomic_uint32 ready;
+};
+static_assert(std::is_standard_layout_v<Counter> && sizeof(Counter) <= 256);
+static_assert(sizeof(CounterKey) == 16 + kMaxMetricBytes + kMaxTenantBytes, "no padding in a hashed key");
+
+CounterKey make_counter_key(Oid relation, std::string_view tenant, std::string_view metric,
+                            int64 period_start);
+
+void counters_shmem_request();
+void counters_shmem_startup();
+
+// The following raise no ERROR unless said.
+
+// Finds or makes a counter and pins it; returns null if there is no room. May raise (lock).
+Counter *pin_counter(const CounterKey &key);
+void unpin_counter(Counter *counter);
+
+bool counter_ready(Counter *counter);
+// Sets the number of a counter that nobody has loaded meanwhile. May raise (lock).
+void publish_counter(Counter *counter, int64 used);
+
+int64 counter_used(Counter *counter);
+void add_to_counter(Counter *counter, int64 amount);
+
+enum class Reserve { done, over_limit, overflow };
+// Adds amount unless that would pass the limit; `used` is then the number before, else after.
+Reserve reserve_on_counter(Counter *counter, int64 amount, int64 limit, int64 *used);
+
+}  // namespace pg_billing

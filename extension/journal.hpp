@@ -1,0 +1,30 @@
+// What the current transaction has reserved on which counters: given back at (sub)abort, kept at commit.
+//
+// Invariants:
+//   - There is room in the journal before a counter is pinned, and no ERROR can happen between pinning it and noting
+//     that down: a pin or a reservation is never forgotten.
+//   - An amount that lowers a counter (a freed seat) takes effect at commit, never before: it may yet be rolled back.
+//   - A transaction with reservations cannot be prepared: COMMIT PREPARED calls nobody back.
+//   - The callbacks are registered once and neither allocate nor raise after commit.
+#pragma once
+
+#include "extension/counters.hpp"
+
+namespace pg_billing::journal {
+
+// Registers the transaction callbacks; called once, while preloading.
+void init();
+
+// Pins the counter for this subtransaction; returns null if shared memory has no room for it. May raise.
+Counter *hold(const CounterKey &key);
+
+// Reserves on a held counter, as reserve_on_counter() does, until the end of the (sub)transaction.
+Reserve reserve(Counter *counter, int64 amount, int64 limit, int64 *used);
+
+// Takes back the latest reservation on a held counter, of that amount.
+void undo(Counter *counter, int64 amount);
+
+// Lets go of a held counter if nothing was reserved on it.
+void release_unused(Counter *counter);
+
+}  // namespace pg_billing::journal

@@ -1,0 +1,68 @@
+#include "extension/settings.hpp"
+
+#include "extension/pg.hpp"
+
+namespace pg_billing::settings {
+
+bool database_workers;
+int max_counters;
+char *tenant_id;
+int time_shift;
+
+namespace {
+
+int rollup_interval, stripe_concurrency, stripe_timeout, submit_interval;
+char *stripe_api_base, *stripe_api_key_file, *stripe_api_version, *stripe_ca_file;
+
+constexpr int kSecondsPerDay = 24 * 60 * 60;
+
+}  // namespace
+
+// In the order of their names.
+void define() {
+    DefineCustomBoolVariable("pg_billing.database_workers",
+                             "Starts background workers that roll up usage and submit it to Stripe.", nullptr,
+                             &database_workers, true, PGC_SIGHUP, 0, nullptr, nullptr, nullptr);
+    DefineCustomIntVariable(
+        "pg_billing.max_counters",
+        "Sets how many quota counters fit into shared memory (about 256 bytes each).",
+        "One counter serves one tenant, metric and billing period; idle ones make room for others.",
+        &max_counters, 20000, 16, 10000000, PGC_POSTMASTER, 0, nullptr, nullptr, nullptr);
+    DefineCustomIntVariable("pg_billing.rollup_interval", "Sets the time between rollups.", nullptr,
+                            &rollup_interval, 60, 1, kSecondsPerDay, PGC_SIGHUP, GUC_UNIT_S, nullptr, nullptr,
+                            nullptr);
+    DefineCustomStringVariable("pg_billing.stripe_api_base", "Sets the URL of Stripe's API.",
+                               "Plain http is accepted for loopback addresses only.", &stripe_api_base,
+                               "https://api.stripe.com", PGC_SIGHUP, GUC_SUPERUSER_ONLY, nullptr, nullptr,
+                               nullptr);
+    DefineCustomStringVariable(
+        "pg_billing.stripe_api_key_file", "Names the file that holds Stripe's API key.",
+        "The file is readable by the server's user alone. Empty: nothing is sent to Stripe.",
+        &stripe_api_key_file, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY, nullptr, nullptr, nullptr);
+    DefineCustomStringVariable("pg_billing.stripe_api_version", "Sets the version of Stripe's API.", nullptr,
+                               &stripe_api_version, "2026-10-28.endive", PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+                               nullptr, nullptr, nullptr);
+    DefineCustomStringVariable("pg_billing.stripe_ca_file",
+                               "Names a file of certificate authorities to trust instead of the system's.",
+                               nullptr, &stripe_ca_file, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY, nullptr, nullptr,
+                               nullptr);
+    DefineCustomIntVariable("pg_billing.stripe_concurrency",
+                            "Sets how many requests to Stripe may be under way at once.", nullptr,
+                            &stripe_concurrency, 16, 1, 256, PGC_SIGHUP, 0, nullptr, nullptr, nullptr);
+    DefineCustomIntVariable("pg_billing.stripe_timeout", "Sets how long one request to Stripe may take.",
+                            nullptr, &stripe_timeout, 30, 1, 600, PGC_SIGHUP, GUC_UNIT_S, nullptr, nullptr,
+                            nullptr);
+    DefineCustomIntVariable("pg_billing.submit_interval", "Sets the time between submissions to Stripe.",
+                            nullptr, &submit_interval, 300, 1, kSecondsPerDay, PGC_SIGHUP, GUC_UNIT_S,
+                            nullptr, nullptr, nullptr);
+    DefineCustomStringVariable("pg_billing.tenant_id", "Binds the session to a tenant.",
+                               "A convenience for trusted pools: any SQL user can change it. Map roles in "
+                               "billing.tenant_roles where it must hold.",
+                               &tenant_id, "", PGC_USERSET, 0, nullptr, nullptr, nullptr);
+    DefineCustomIntVariable("pg_billing.time_shift", "Shifts the clock of billing.now(), for tests.", nullptr,
+                            &time_shift, 0, PG_INT32_MIN, PG_INT32_MAX, PGC_SUSET, GUC_UNIT_S, nullptr, nullptr,
+                            nullptr);
+    MarkGUCPrefixReserved("pg_billing");
+}
+
+}  // namespace pg_billing::settings
