@@ -60,7 +60,7 @@ sync_stripe() { sql "SELECT billing.run_stripe_sync('2 minutes')" >/dev/null; }
 step "starting PostgreSQL, Redis, the sandbox Stripe and the shim"
 redis_start
 sandbox_start
-cluster_start main fsync=on full_page_writes=on "pg_billing.redis_url=$REDIS_URL" "${STRIPE_SETTINGS[@]}"
+cluster_start main fsync=on full_page_writes=on "${STRIPE_SETTINGS[@]}"
 sql 'CREATE DATABASE demo'
 export PGDATABASE=demo
 cluster_psql -f test/demo/setup.sql

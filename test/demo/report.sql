@@ -71,10 +71,11 @@ DECLARE
     wrong text;
 BEGIN
     SELECT string_agg(p.metric, ', ') INTO wrong FROM proof p
-     WHERE NOT (p.recorded = p.events AND p.events = p.aggregates AND p.aggregates = p."at Stripe" AND p."at Stripe" = p.invoiced);
+     WHERE (p.recorded = p.events AND p.events = p.aggregates AND p.aggregates = p."at Stripe"
+            AND p."at Stripe" = p.invoiced) IS NOT TRUE;
     IF wrong IS NULL AND EXISTS (SELECT FROM counts c
-            WHERE NOT (c.allowed = c."requests recorded" AND c.events = 2 * c.allowed AND c.events = c."distinct keys"
-                       AND c.events = c."events aggregated")) THEN
+            WHERE (c.allowed = c."requests recorded" AND c.events = 2 * c.allowed AND c.events = c."distinct keys"
+                   AND c.events = c."events aggregated") IS NOT TRUE) THEN
         wrong := 'number of events';
     END IF;
     IF wrong IS NOT NULL THEN
