@@ -85,46 +85,48 @@ BEGIN
     END IF;
 END $$;
 
--- Takes the answer to a catalogue request: stores the id, or turns "not found" into "create".
-CREATE FUNCTION billing._apply_catalog(request billing.stripe_outbox, response jsonb) RETURNS void
+-- Takes the answer to a catalogue request: stores the id, or turns "not found" into "create". The request is a row of
+-- stripe_outbox, passed as JSON because a table's type cannot be an argument before the table exists.
+CREATE FUNCTION billing._apply_catalog(request jsonb, response jsonb) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    plan_name text := request.detail ->> 'plan';
-    metric_name text := request.detail ->> 'metric';
-    event text := request.detail ->> 'event_name';
+    r billing.stripe_outbox := jsonb_populate_record(NULL::billing.stripe_outbox, request);
+    plan_name text := r.detail ->> 'plan';
+    metric_name text := r.detail ->> 'metric';
+    event text := r.detail ->> 'event_name';
     found_id text := response ->> 'id';
 BEGIN
-    IF request.kind = 'product_create' THEN
-        UPDATE billing.plans p SET stripe_product_id = request.subject WHERE p.name = plan_name;
-        UPDATE billing.metrics m SET stripe_product_id = request.subject WHERE m.name = metric_name;
+    IF r.kind = 'product_create' THEN
+        UPDATE billing.plans p SET stripe_product_id = r.subject WHERE p.name = plan_name;
+        UPDATE billing.metrics m SET stripe_product_id = r.subject WHERE m.name = metric_name;
         RETURN;
     END IF;
-    IF request.kind = 'meter_find' THEN
+    IF r.kind = 'meter_find' THEN
         -- A meter of that name with other rules would count differently: creating ours then fails, and says why.
         SELECT d ->> 'id' INTO found_id FROM jsonb_array_elements(response -> 'data') d, billing.metrics m
-         WHERE m.name = request.subject AND d ->> 'event_name' = event
+         WHERE m.name = r.subject AND d ->> 'event_name' = event
            AND d #>> '{default_aggregation,formula}' = CASE m.kind WHEN 'counter' THEN 'sum' ELSE 'last' END
            AND d ->> 'event_time_window' IS NOT DISTINCT FROM CASE m.kind WHEN 'counter' THEN 'hour' END;
         IF found_id IS NULL AND (response ->> 'has_more')::boolean THEN
-            PERFORM billing._stripe_enqueue('', 'meter_find', request.subject, 'GET', request.path,
-                        request.params || jsonb_build_object('starting_after', response #>> '{data,-1,id}'), request.detail);
+            PERFORM billing._stripe_enqueue('', 'meter_find', r.subject, 'GET', r.path,
+                        r.params || jsonb_build_object('starting_after', response #>> '{data,-1,id}'), r.detail);
         ELSIF found_id IS NULL THEN
             PERFORM billing._stripe_enqueue('', 'meter_create', m.name, 'POST', '/v1/billing/meters',
                         jsonb_strip_nulls(jsonb_build_object('display_name', m.display_name, 'event_name', event,
                             'default_aggregation', jsonb_build_object('formula',
                                 CASE m.kind WHEN 'counter' THEN 'sum' ELSE 'last' END),
                             'event_time_window', CASE m.kind WHEN 'counter' THEN 'hour' END)))
-               FROM billing.metrics m WHERE m.name = request.subject;
+               FROM billing.metrics m WHERE m.name = r.subject;
         END IF;
-    ELSIF request.kind = 'price_find' THEN
+    ELSIF r.kind = 'price_find' THEN
         found_id := response #>> '{data,0,id}';
         IF found_id IS NULL THEN
-            PERFORM billing._stripe_enqueue('', 'price_create', request.subject, 'POST', '/v1/prices',
-                        billing._stripe_price_params(plan_name, metric_name), request.detail);
+            PERFORM billing._stripe_enqueue('', 'price_create', r.subject, 'POST', '/v1/prices',
+                        billing._stripe_price_params(plan_name, metric_name), r.detail);
         END IF;
     END IF;
-    IF request.kind IN ('meter_find', 'meter_create') THEN
-        UPDATE billing.metrics m SET stripe_meter_id = found_id WHERE m.name = request.subject AND found_id IS NOT NULL;
+    IF r.kind IN ('meter_find', 'meter_create') THEN
+        UPDATE billing.metrics m SET stripe_meter_id = found_id WHERE m.name = r.subject AND found_id IS NOT NULL;
     ELSIF metric_name IS NULL THEN
         UPDATE billing.plans p SET stripe_price_id = found_id WHERE p.name = plan_name AND found_id IS NOT NULL;
     ELSE
@@ -135,29 +137,31 @@ END $$;
 
 -- Changes what a delivered answer changes. The row's own state is settled before, so that it may be followed by another
 -- request of the same kind and subject.
-CREATE FUNCTION billing._stripe_apply(request billing.stripe_outbox, response jsonb) RETURNS void
+CREATE FUNCTION billing._stripe_apply(request jsonb, response jsonb) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    r billing.stripe_outbox := jsonb_populate_record(NULL::billing.stripe_outbox, request);
 BEGIN
-    CASE request.kind
+    CASE r.kind
     WHEN 'product_create', 'meter_find', 'meter_create', 'price_find', 'price_create' THEN
         PERFORM billing._apply_catalog(request, response);
     WHEN 'customer_create' THEN
-        UPDATE billing.billing_customers c SET stripe_customer_id = response ->> 'id' WHERE c.tenant_id = request.tenant_id;
+        UPDATE billing.billing_customers c SET stripe_customer_id = response ->> 'id' WHERE c.tenant_id = r.tenant_id;
     WHEN 'subscription_create', 'subscription_fetch' THEN
-        PERFORM billing._apply_subscription(request.tenant_id, response);
+        PERFORM billing._apply_subscription(r.tenant_id, response);
     WHEN 'invoice_fetch' THEN
-        PERFORM billing._apply_invoice(request.tenant_id, response);
+        PERFORM billing._apply_invoice(r.tenant_id, response);
     WHEN 'invoice_lines' THEN
-        PERFORM billing._apply_invoice_lines(request.tenant_id, request.subject, response -> 'data');
+        PERFORM billing._apply_invoice_lines(r.tenant_id, r.subject, response -> 'data');
         IF (response ->> 'has_more')::boolean THEN
-            PERFORM billing._stripe_enqueue(request.tenant_id, request.kind, request.subject, 'GET', request.path,
-                        request.params || jsonb_build_object('starting_after', response #>> '{data,-1,id}'));
+            PERFORM billing._stripe_enqueue(r.tenant_id, r.kind, r.subject, 'GET', r.path,
+                        r.params || jsonb_build_object('starting_after', response #>> '{data,-1,id}'));
         END IF;
     WHEN 'meter_event' THEN
-        UPDATE billing.usage_aggregates a SET submitted = (request.detail ->> 'quantity')::numeric
-         WHERE a.tenant_id = request.tenant_id AND a.metric = request.subject
-           AND a.period_start = (request.detail ->> 'period_start')::timestamptz
-           AND a.hour = (request.detail ->> 'hour')::timestamptz;
+        UPDATE billing.usage_aggregates a SET submitted = (r.detail ->> 'quantity')::numeric
+         WHERE a.tenant_id = r.tenant_id AND a.metric = r.subject
+           AND a.period_start = (r.detail ->> 'period_start')::timestamptz
+           AND a.hour = (r.detail ->> 'hour')::timestamptz;
     END CASE;
 END $$;
 
@@ -189,7 +193,7 @@ BEGIN
     END IF;
     IF verdict = 'delivered' THEN
         BEGIN
-            PERFORM billing._stripe_apply(request, response);
+            PERFORM billing._stripe_apply(to_jsonb(request), response);
         EXCEPTION WHEN OTHERS THEN      -- an answer nobody can make sense of must not hold up all others
             verdict := 'failed';
             complaint := format('the answer could not be applied: %s', SQLERRM);

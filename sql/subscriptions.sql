@@ -49,7 +49,7 @@ END $$;
 
 -- Counting months from the anchor itself, never from the previous period, keeps the 31st: Jan 31, Feb 28, Mar 31.
 CREATE FUNCTION billing._period_at(anchor timestamptz, months int, timezone text, at timestamptz) RETURNS tstzrange
-LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     first timestamp := anchor AT TIME ZONE timezone;
     local timestamp := at AT TIME ZONE timezone;
