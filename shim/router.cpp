@@ -31,7 +31,7 @@ std::optional<std::vector<std::string>> match(const std::vector<std::string> &pa
     if (pattern.size() != path.size())
         return std::nullopt;
     for (std::size_t i = 0; i < pattern.size(); ++i) {
-        if (pattern[i].starts_with(':'))
+        if (pattern[i].starts_with(':') && !path[i].empty())
             captures.push_back(path[i]);
         else if (pattern[i] != path[i])
             return std::nullopt;

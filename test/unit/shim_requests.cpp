@@ -1,0 +1,213 @@
+// What every request goes through: routing, credentials, content type, idempotency keys, and batches of events.
+#include <gtest/gtest.h>
+
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/io_context.hpp>
+#include <cstdio>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "shim/caller.hpp"
+#include "shim/events.hpp"
+#include "shim/problem.hpp"
+#include "shim/router.hpp"
+#include "shim/webhook_secrets.hpp"
+
+namespace pg_billing::shim {
+namespace {
+
+using boost::asio::awaitable;
+
+http::Request request_with(http::Fields fields, std::string body = {}) {
+    http::Request request;
+    request.method = "POST";
+    request.fields = std::move(fields);
+    request.body = std::move(body);
+    return request;
+}
+
+template <class F>
+std::string refusal(F &&f) {
+    try {
+        f();
+    } catch (const Problem &problem) {
+        return std::to_string(problem.status) + " " + problem.code;
+    }
+    return "accepted";
+}
+
+class Routing : public testing::Test {
+  protected:
+    Routing() {
+        router.add("GET", "/things", answer("list"));
+        router.add("POST", "/things", answer("new"));
+        router.add("GET", "/things/:id", answer("one"));
+        router.add("GET", "/fails", [](const Call &) -> awaitable<http::Response> {
+            throw std::runtime_error("secret");
+            co_return http::Response();
+        });
+        router.add("GET", "/refuses", [](const Call &) -> awaitable<http::Response> {
+            throw PgFailure("UB031", "exists already");
+            co_return http::Response();
+        });
+    }
+
+    static Endpoint answer(std::string name) {
+        return [name](const Call &call) -> awaitable<http::Response> {
+            http::Response response;
+            response.body = name + (call.captures.empty() ? "" : " " + call.captures[0]);
+            co_return response;
+        };
+    }
+
+    http::Response ask(std::string method, std::string path, http::Fields fields = {}) {
+        http::Request request = request_with(std::move(fields));
+        request.method = std::move(method);
+        request.path = std::move(path);
+        http::Response response;
+        boost::asio::io_context context;
+        boost::asio::co_spawn(context, router.handle(std::move(request)),
+                              [&](std::exception_ptr, http::Response given) { response = std::move(given); });
+        context.run();
+        return response;
+    }
+
+    static std::string header(const http::Response &response, const std::string &name) {
+        for (const auto &[key, value] : response.fields)
+            if (key == name)
+                return value;
+        return "";
+    }
+
+    Router router;
+};
+
+TEST_F(Routing, FindsTheEndpoint) {
+    EXPECT_EQ(ask("GET", "/things").body, "list");
+    EXPECT_EQ(ask("POST", "/things").body, "new");
+    EXPECT_EQ(ask("HEAD", "/things").body, "list");
+    EXPECT_EQ(ask("GET", "/things/a%20b%2Fc").body, "one a b/c");
+    EXPECT_EQ(ask("GET", "/th%69ngs").body, "list");
+}
+
+TEST_F(Routing, RefusesOtherPathsAndMethods) {
+    for (const char *path : {"", "/", "/thing", "/things/", "/things/1/2", "//things", "*"})
+        EXPECT_EQ(ask("GET", path).status, 404u) << path;
+    EXPECT_EQ(ask("GET", "/things/%4").status, 400u);
+    const http::Response response = ask("DELETE", "/things");
+    EXPECT_EQ(response.status, 405u);
+    EXPECT_EQ(header(response, "Allow"), "GET, POST");
+}
+
+TEST_F(Routing, TurnsExceptionsIntoProblems) {
+    EXPECT_EQ(ask("GET", "/refuses").status, 409u);
+    const http::Response response = ask("GET", "/fails");
+    EXPECT_EQ(response.status, 500u);
+    EXPECT_EQ(response.body.find("secret"), std::string::npos);
+}
+
+TEST_F(Routing, HandsBackOrMakesTheRequestId) {
+    EXPECT_EQ(header(ask("GET", "/things", {{"x-request-id", "abc-1"}}), "X-Request-Id"), "abc-1");
+    EXPECT_EQ(header(ask("GET", "/nope", {{"x-request-id", "abc-1"}}), "X-Request-Id"), "abc-1");
+    const std::string made = header(ask("GET", "/things", {{"x-request-id", "bad id\"\n"}}), "X-Request-Id");
+    EXPECT_EQ(made.size(), 32u);
+    EXPECT_NE(made, header(ask("GET", "/things"), "X-Request-Id"));
+}
+
+TEST(Caller, PresentsTheHashOfTheWholeKey) {
+    const Statement statement = begin_request(
+        request_with({{"authorization", "bearer  pgb_abc "}, {"x-tenant-id", "acme"}}), "usage:read");
+    // printf pgb_abc | sha256sum
+    EXPECT_EQ(statement.parameters[0], "\\x5831850ace844f0156759aee1abcdb3924ce0f2ad96b0c96692c91b4ce0b0d0e");
+    EXPECT_EQ(statement.parameters[1], "acme");
+    EXPECT_EQ(statement.parameters[2], "usage:read");
+    EXPECT_EQ(begin_request(request_with({{"x-api-key", "pgb_abc"}}), "").parameters[0],
+              statement.parameters[0]);
+    EXPECT_EQ(begin_request(request_with({{"x-api-key", "pgb_abc"}}), "").parameters[1], std::nullopt);
+}
+
+TEST(Caller, RefusesOtherCredentials) {
+    const auto ask = [](http::Fields fields) {
+        return refusal([&] { begin_request(request_with(std::move(fields)), "s"); });
+    };
+    EXPECT_EQ(ask({}), "401 missing_api_key");
+    EXPECT_EQ(ask({{"authorization", "Basic cGdiXzE6"}}), "401 invalid_api_key");
+    EXPECT_EQ(ask({{"authorization", "Bearer"}}), "401 invalid_api_key");
+    EXPECT_EQ(ask({{"authorization", "Bearer sk_live_1"}}), "401 invalid_api_key");
+    EXPECT_EQ(ask({{"x-api-key", ""}}), "401 invalid_api_key");
+}
+
+TEST(Caller, WantsJsonInUtf8) {
+    const auto ask = [](const char *type) {
+        return refusal([&] { json_body(request_with({{"content-type", type}}, "{}")); });
+    };
+    for (const char *good : {"application/json", "Application/JSON", "application/json; charset=utf-8",
+                             "application/json;charset=UTF-8", "application/json;charset=\"utf-8\""})
+        EXPECT_EQ(ask(good), "accepted") << good;
+    for (const char *bad :
+         {"", "text/plain", "application/x-www-form-urlencoded", "application/json; charset=latin1",
+          "application/jsonp", "application/cloudevents+json"})
+        EXPECT_EQ(ask(bad), "415 unsupported_media_type") << bad;
+    EXPECT_EQ(refusal([&] { json_body(request_with({}, "{}")); }), "415 unsupported_media_type");
+}
+
+TEST(Caller, ReadsTheIdempotencyKeyQuotedOrBare) {
+    const auto ask = [](const char *value) {
+        return idempotency_key(request_with({{"idempotency-key", value}}));
+    };
+    EXPECT_EQ(ask("abc"), "abc");
+    EXPECT_EQ(ask(" \"abc\" "), "abc");
+    EXPECT_EQ(ask("\"a\\\"b\\\\c\""), "a\"b\\c");
+    EXPECT_EQ(ask("\""), "\"");
+    EXPECT_EQ(idempotency_key(request_with({})), std::nullopt);
+}
+
+TEST(Batch, RejectsEventsOneByOne) {
+    const Json body = parse_json(R"([
+        {"metric":"m","quantity":"1.50","idempotencyKey":"a","occurredAt":"2026-11-22T10:00:00Z","properties":{"x":1.0}},
+        {"metric":"m","nope":1,"idempotencyKey":"b"},
+        7,
+        {"metric":"m2"}])");
+    const Batch batch(body);
+    EXPECT_EQ(batch.payload(),
+              R"([{"metric":"m","quantity":1.50,"idempotency_key":"a",)"
+              R"("occurred_at":"2026-11-22T10:00:00Z","properties":{"x":1.0}},{"metric":"m2"}])");
+    const Rows rows = {{"2", std::nullopt, "rejected", "UB011", "unknown metric \"m2\""},
+                       {"1", "a", "duplicate", std::nullopt, std::nullopt}};
+    EXPECT_EQ(nlohmann::json::parse(batch.results(rows)), nlohmann::json::parse(R"({"results":[
+        {"ordinal":1,"idempotencyKey":"a","status":"duplicate"},
+        {"ordinal":2,"idempotencyKey":"b","status":"rejected","code":"unknown_field","field":"nope",
+         "reason":"There is no member \"nope\" here."},
+        {"ordinal":3,"idempotencyKey":null,"status":"rejected","code":"invalid_type",
+         "reason":"A JSON object is expected here."},
+        {"ordinal":4,"idempotencyKey":null,"status":"rejected","code":"unknown_metric","field":"metric",
+         "reason":"unknown metric \"m2\""}]})"));
+}
+
+TEST(Batch, IsBounded) {
+    std::string text = "[{\"metric\":\"m\"}";
+    for (int i = 1; i < 1000; ++i)
+        text += ",{\"metric\":\"m\"}";
+    EXPECT_EQ(refusal([&] { Batch batch(parse_json(text + "]")); }), "accepted");
+    EXPECT_EQ(refusal([&] { Batch batch(parse_json(text + ",{}]")); }), "422 too_many_events");
+    EXPECT_EQ(Batch(parse_json("[]")).payload(), "[]");
+}
+
+TEST(WebhookSecrets, AreReadAgainAndKeptWhenThatFails) {
+    const std::string path = testing::TempDir() + "pg_billing_webhook_secrets";
+    std::ofstream(path) << "whsec_old\n\n  whsec_new \r\n";
+    WebhookSecrets secrets(path);
+    EXPECT_EQ(secrets.get(), (std::vector<std::string>{"whsec_old", "whsec_new"}));
+    std::ofstream(path) << "whsec_new\n";
+    secrets.reload();
+    EXPECT_EQ(secrets.get(), std::vector<std::string>{"whsec_new"});
+    std::ofstream(path) << "\n";
+    EXPECT_THROW(secrets.reload(), std::runtime_error);
+    EXPECT_EQ(secrets.get(), std::vector<std::string>{"whsec_new"});
+    std::remove(path.c_str());
+    EXPECT_THROW(WebhookSecrets("/nonexistent/file"), std::runtime_error);
+    EXPECT_TRUE(WebhookSecrets("").get().empty());
+}
+
+}  // namespace
+}  // namespace pg_billing::shim
