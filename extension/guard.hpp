@@ -42,7 +42,10 @@ class PgError final : public std::exception {
 class Failure final : public std::exception {
   public:
     Failure(int sqlstate, std::string message, std::string hint = {}, std::string detail = {})
-        : sqlstate_(sqlstate), message_(std::move(message)), hint_(std::move(hint)), detail_(std::move(detail)) {}
+        : sqlstate_(sqlstate),
+          message_(std::move(message)),
+          hint_(std::move(hint)),
+          detail_(std::move(detail)) {}
     int sqlstate() const noexcept { return sqlstate_; }
     const std::string &message() const noexcept { return message_; }
     const std::string &hint() const noexcept { return hint_; }

@@ -60,8 +60,8 @@ void define() {
                                "billing.tenant_roles where it must hold.",
                                &tenant_id, "", PGC_USERSET, 0, nullptr, nullptr, nullptr);
     DefineCustomIntVariable("pg_billing.time_shift", "Shifts the clock of billing.now(), for tests.", nullptr,
-                            &time_shift, 0, PG_INT32_MIN, PG_INT32_MAX, PGC_SUSET, GUC_UNIT_S, nullptr, nullptr,
-                            nullptr);
+                            &time_shift, 0, PG_INT32_MIN, PG_INT32_MAX, PGC_SUSET, GUC_UNIT_S, nullptr,
+                            nullptr, nullptr);
     MarkGUCPrefixReserved("pg_billing");
 }
 
