@@ -9,6 +9,9 @@
 --      ^                  | |----settle--> failed      (the dead letter: Stripe refused it for good, see error)
 --      '------settle------' '--(the worker died)--> claimed again, unchanged
 
+CREATE FUNCTION billing._new_installation() RETURNS text
+LANGUAGE sql VOLATILE AS $$ SELECT left(replace(gen_random_uuid()::text, '-', ''), 12) $$;
+
 CREATE FUNCTION billing._install_stripe() RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -52,7 +55,7 @@ BEGIN
     );
     COMMENT ON TABLE billing.stripe_state IS 'which database may submit to Stripe, and whether it is paused';
     INSERT INTO billing.stripe_state (installation, system_identifier, database_oid)
-    SELECT left(replace(gen_random_uuid()::text, '-', ''), 12), c.system_identifier, d.oid
+    SELECT billing._new_installation(), c.system_identifier, d.oid
       FROM pg_control_system() c, pg_database d WHERE d.datname = current_database()
     ON CONFLICT DO NOTHING;
 END $$;
@@ -69,10 +72,12 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
      WHERE d.datname = current_database()
 $$;
 
+-- A new installation, so that its new keys differ from what the original may still make; requests that were open in
+-- both keep theirs, and Stripe carries them out once.
 CREATE FUNCTION billing.adopt() RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     UPDATE billing.stripe_state s
-       SET system_identifier = c.system_identifier, database_oid = d.oid
+       SET installation = billing._new_installation(), system_identifier = c.system_identifier, database_oid = d.oid
       FROM pg_control_system() c, pg_database d
      WHERE d.datname = current_database();
     SELECT billing._wake_worker('stripe')
