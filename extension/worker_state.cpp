@@ -2,8 +2,7 @@
 // a database, hold one while it is dropped, renamed or copied.
 //
 // Invariants:
-//   - Waking happens after the transaction is visible (COMMIT callbacks run after ProcArrayEndTransaction),
-//   so a
+//   - Waking happens after the transaction is visible (COMMIT callbacks run after ProcArrayEndTransaction), so a
 //     worker that was woken sees what it was woken for.
 //   - The callback only sets numbers under a lock: an ERROR there would be a PANIC.
 //   - A hold needs no cleanup: it runs out by itself, whatever becomes of the command that asked for it.

@@ -28,9 +28,10 @@ using Clock = std::chrono::steady_clock;
 using namespace std::chrono_literals;
 
 constexpr auto kSlice = 250ms;
-constexpr auto kPlanEvery =
-    250ms;                        // while transfers are under way; what one brings may make the next possible
-constexpr auto kClaimEvery = 1s;  // while no transfer ends: a retry may have become due
+// While transfers are under way: how soon to plan again after one has ended, for its answer may make the next request
+// possible, and how soon to look for new work and retries when none ends.
+constexpr auto kPlanAfterAnswer = 250ms;
+constexpr auto kLookEvery = 2s;
 
 // A claimed row of the outbox, as much of it as settling needs.
 struct Claim {
@@ -64,7 +65,7 @@ class StripeSync {
     std::string trouble_;              // the latest
 
     bool plan();
-    std::size_t claim();
+    std::size_t claim(std::size_t room);
     void send(const Row &row);
     void settle(const Finished &finished);
     void record(const Claim &claim, const stripe::Verdict &verdict, const stripe::Answer &answer);
@@ -76,30 +77,34 @@ class StripeSync {
 
 void StripeSync::run() {
     Clock::time_point planned, claimed;
-    bool slots_freed = true, dry = true;
+    bool answered = false;  // a transfer has ended since the latest plan
+    bool freed = true;      // one has ended since the latest claim
+    bool dry = true;        // the latest claim got less than it asked for
     for (;;) {
         session_.serve_interrupts();
         const auto now = Clock::now();
         bool found = false;
         if (!stopping_) {
-            if (transfers_.in_flight() == 0 || (dry && now - planned >= kPlanEvery)) {
+            if (transfers_.in_flight() == 0 ||
+                (dry && now - planned >= (answered ? kPlanAfterAnswer : kLookEvery))) {
                 found = plan();
                 planned = now;
+                answered = false;
             }
-            if (found || slots_freed || now - claimed >= kClaimEvery) {
+            if (found || freed || now - claimed >= kLookEvery) {
                 const std::size_t room = concurrency_ - transfers_.in_flight();
-                const std::size_t taken = room ? claim() : 0;
+                const std::size_t taken = room ? claim(room) : 0;
                 dry = taken < room;
                 found = found || taken > 0;
                 claimed = now;
+                freed = false;
             }
         }
         if (transfers_.in_flight() == 0 && !found)
             break;
-        slots_freed = false;
         for (const Finished &finished : transfers_.poll(kSlice)) {
             settle(finished);
-            slots_freed = true;
+            answered = freed = true;
         }
     }
     report();
@@ -115,14 +120,14 @@ bool StripeSync::plan() {
     });
 }
 
-std::size_t StripeSync::claim() {
+std::size_t StripeSync::claim(std::size_t room) {
     // Long enough that no row is claimed anew while its transfer may still end.
     const std::string lease = std::to_string((timeout_ * 2 + 60s).count()) + " seconds";
     const std::vector<Row> rows = session_.transaction("claiming requests to Stripe", [&] {
         return session_.query(
             "SELECT tenant_id, id, attempt, method, path, params, idempotency_key"
             " FROM billing._stripe_claim($1::int, $2::interval)",
-            {std::to_string(concurrency_ - transfers_.in_flight()), lease});
+            {std::to_string(room), lease});
     });
     for (const Row &row : rows)
         send(row);
