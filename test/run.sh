@@ -113,6 +113,8 @@ suite_e2e() {
         timeout 600 bash "$script" >"$RUN/e2e.out" 2>&1 || result=$?
         sed -E "s/^(not )?ok [0-9]+ - /\1ok - $(basename "$script" .sh): /" "$RUN/e2e.out"
         [ $result -eq 0 ] || grep -q '^not ok' "$RUN/e2e.out" || report "$(basename "$script")" 1 "$RUN/e2e.out"
+        # A script that stopped half way said why on its last lines.
+        ! grep -q '^not ok .* ran to its end' "$RUN/e2e.out" || tail -n 6 "$RUN/e2e.out" | sed 's/^/# /'
     done
 }
 
