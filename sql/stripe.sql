@@ -142,9 +142,11 @@ $$;
 CREATE FUNCTION billing.run_stripe_sync(timeout interval DEFAULT '1 minute') RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    deadline timestamptz := clock_timestamp() + timeout;
+    began timestamptz := clock_timestamp();
+    deadline timestamptz := began + timeout;
     reason text;
     pending bigint;
+    refused text;
 BEGIN
     LOOP
         reason := billing._stripe_ready();
@@ -166,6 +168,12 @@ BEGIN
                       HINT = 'Nothing is lost: the worker goes on. Look at billing.stripe_outbox and the server log.';
         END IF;
         PERFORM pg_sleep(0.05);     -- what is left waits for its retry
+    END LOOP;
+    FOR refused IN SELECT format('%s %s: %s', o.kind, concat_ws(' ', nullif(o.tenant_id, ''), nullif(o.subject, '')), o.error)
+                     FROM billing.stripe_outbox o WHERE o.state = 'failed' AND o.settled_at >= began ORDER BY o.id LIMIT 5
+    LOOP
+        RAISE WARNING 'Stripe refused a request: %', refused
+            USING HINT = 'All of them: SELECT * FROM billing.stripe_outbox WHERE state = ''failed''.';
     END LOOP;
 END $$;
 COMMENT ON FUNCTION billing.run_stripe_sync(interval) IS
