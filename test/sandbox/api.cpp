@@ -1,0 +1,274 @@
+#include "test/sandbox/api.hpp"
+
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/this_coro.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <chrono>
+
+#include "stripe/form.hpp"
+#include "test/sandbox/errors.hpp"
+
+namespace pg_billing::sandbox {
+namespace {
+
+namespace asio = boost::asio;
+
+constexpr std::int64_t kKeyMemory = 86'400;
+constexpr std::size_t kLogSize = 100'000, kMaxKey = 255;
+constexpr const char *kVersion = "2026-10-28.endive";
+
+// Holds a name in a set while it lives; `free` is false if it was taken.
+class Held {
+  public:
+    Held(std::set<std::string> &names, const std::string &name)
+        : names_(names), name_(name), free(name.empty() || names.insert(name).second) {}
+    Held(const Held &) = delete;
+    ~Held() {
+        if (free && !name_.empty())
+            names_.erase(name_);
+    }
+
+  private:
+    std::set<std::string> &names_;
+    std::string name_;
+
+  public:
+    const bool free;
+};
+
+json decode_params(const http::Request &request) {
+    try {
+        json params = stripe::decode_form(request.query.empty() || request.body.empty()
+                                              ? request.query + request.body
+                                              : request.query + "&" + request.body);
+        params.dump();  // throws for text that is not UTF-8
+        return params;
+    } catch (const stripe::FormError &e) {
+        throw invalid(e.what());
+    } catch (const json::exception &) {
+        throw invalid("Invalid UTF-8 in the parameters.");
+    }
+}
+
+ApiError rate_limit(const std::string &message, const std::string &reason) {
+    ApiError error(429, "invalid_request_error", message, "rate_limit");
+    error.fields.emplace_back("stripe-rate-limited-reason", reason);
+    return error;
+}
+
+ApiError failure_of(const Fault &fault) {
+    ApiError error = fault.kind == "429"
+                         ? rate_limit("Request rate limit exceeded (on demand).", "global-rate")
+                         : ApiError(500, "api_error", "An unknown error occurred (on demand).");
+    if (fault.retry_after)
+        error.fields.emplace_back("retry-after", std::to_string(*fault.retry_after));
+    if (fault.should_retry)
+        error.fields.emplace_back("stripe-should-retry", *fault.should_retry ? "true" : "false");
+    return error;
+}
+
+std::vector<std::string> expand_of(const json &params) {
+    return params.value("expand", std::vector<std::string>());
+}
+
+http::Response json_response(int status, const json &body) {
+    http::Response response;
+    response.status = static_cast<unsigned>(status);
+    response.fields.emplace_back("content-type", "application/json");
+    response.body = body.dump(2, ' ', false, json::error_handler_t::replace) + "\n";
+    return response;
+}
+
+}  // namespace
+
+void Api::authenticate(const http::Request &request) const {
+    const std::string_view header = request.field("authorization").value_or("");
+    const std::string_view key = header.starts_with("Bearer ") ? header.substr(7) : "";
+    if (key.empty())
+        throw ApiError(401, "invalid_request_error", "You did not provide an API key.");
+    if (!(key.starts_with("sk_test_") || key.starts_with("rk_test_")) || key == "sk_test_invalid")
+        throw ApiError(401, "invalid_request_error",
+                       "Invalid API Key provided: " + std::string(key.substr(0, 8)) + "****");
+    if (key == "rk_test_readonly" && request.method != "GET")
+        throw ApiError(
+            403, "invalid_request_error",
+            "The provided key 'rk_test_****only' does not have the required permissions for this endpoint.");
+}
+
+const Api::Remembered *Api::recall(const Keyed &keyed) {
+    const auto found = remembered_.find(keyed.key);
+    if (found == remembered_.end() || found->second.expires <= machine_time())
+        return nullptr;
+    if (found->second.fingerprint != keyed.fingerprint)
+        throw ApiError(
+            400, "idempotency_error",
+            "Keys for idempotent requests can only be used with the same parameters they were first used "
+            "with. Try using a key other than '" +
+                keyed.key + "' if you meant to execute a different request.");
+    return &found->second;
+}
+
+Api::Result Api::execute(const http::Request &request, const json &params) {
+    Call call;
+    const Endpoint *endpoint = catalog_.find(request.method, request.path, call.args);
+    if (endpoint && !endpoint->removed_in.empty())
+        throw ApiError(404, "invalid_request_error",
+                       request.method + " " + endpoint->path + " was removed in API version " +
+                           endpoint->removed_in +
+                           (endpoint->replaced_by.empty() ? "." : "; use " + endpoint->replaced_by + "."));
+    if (!endpoint)
+        throw ApiError(404, "invalid_request_error",
+                       "Unrecognized request URL (" + request.method + ": " + request.path + ").");
+    if (!endpoint->handler)
+        throw not_modelled(request.method + " " + endpoint->path);
+    call.params = Catalog::check(*endpoint, params);
+    Result result;
+    try {
+        result.body = store_.render(endpoint->handler(call), expand_of(call.params));
+    } catch (const ApiError &error) {
+        result = {error.status, error.body(), error.fields};
+    }
+    return result;
+}
+
+Api::Result Api::execute_once(const http::Request &request, const json &params, const Keyed &keyed) {
+    if (keyed.key.empty())
+        return execute(request, params);
+    if (const Remembered *earlier = recall(keyed)) {
+        Result replay = earlier->result;
+        replay.fields.emplace_back("idempotent-replayed", "true");
+        replay.fields.emplace_back("original-request", earlier->request_id);
+        return replay;
+    }
+    Result result = execute(request, params);  // throws, and so remembers nothing, where no handler began
+    remembered_[keyed.key] = {keyed.fingerprint, keyed.request_id, result, machine_time() + kKeyMemory};
+    return result;
+}
+
+asio::awaitable<Api::Result> Api::serve(const http::Request &request, json &entry) {
+    const json params = decode_params(request);
+    entry["params"] = params;
+    authenticate(request);
+    const Keyed keyed{
+        request.method == "POST" ? std::string(request.field("idempotency-key").value_or("")) : "",
+        request.method + " " + request.path + "\n" + params.dump(), entry["request_id"]};
+    if (keyed.key.size() > kMaxKey)
+        throw invalid("Idempotency keys may have up to 255 characters.");
+
+    const Held one_key(under_way_, keyed.key.empty() ? "" : "key " + keyed.key);
+    if (!one_key.free)
+        throw ApiError(409, "idempotency_error",
+                       "There is currently another in-progress request using this Idempotent Key.",
+                       "idempotency_key_in_use");
+    const std::string meter_of_customer = Meters::exclusive_key(request.method, request.path, params);
+    const Held one_call(under_way_, meter_of_customer.empty() ? "" : "meter " + meter_of_customer);
+    if (!one_call.free) {
+        ++overlaps_;
+        throw rate_limit("Another meter event for this customer and meter is being processed.",
+                         "resource-specific");
+    }
+
+    const auto fault = faults_.next(request.method, request.path);
+    if (fault) {
+        entry["fault"] = fault->kind;
+        asio::steady_timer pause(co_await asio::this_coro::executor, fault->delay);
+        co_await pause.async_wait(asio::use_awaitable);
+        if (fault->stored)
+            remembered_[keyed.key] = {keyed.fingerprint,
+                                      keyed.request_id,
+                                      {500, failure_of(*fault).body(), failure_of(*fault).fields},
+                                      machine_time() + kKeyMemory};
+    }
+    store_.request = {{"id", keyed.request_id},
+                      {"idempotency_key", keyed.key.empty() ? json() : json(keyed.key)}};
+    Result result;
+    if (!fault || fault->kind == "slow" || fault->effect)
+        result = execute_once(request, params, keyed);
+    store_.request = {{"id", nullptr}, {"idempotency_key", nullptr}};
+    if (!fault || fault->kind == "slow")
+        co_return result;
+    if (fault->kind == "429" || fault->kind == "500")
+        throw failure_of(*fault);
+    result.hang_up = true;
+    co_return result;
+}
+
+asio::awaitable<http::Response> Api::handle(http::Request request) {
+    if (request.path.starts_with("/_sandbox/"))
+        co_return control(request);
+    if (log_.size() == kLogSize)
+        log_.pop_front();
+    json entry = {{"at", machine_time()},
+                  {"method", request.method},
+                  {"path", request.path},
+                  {"idempotency_key", request.field("idempotency-key").value_or("")},
+                  {"version", request.field("stripe-version").value_or("")},
+                  {"request_id", store_.new_id("req")}};
+    Result result;
+    try {
+        result = co_await serve(request, entry);
+    } catch (const ApiError &error) {
+        result = {error.status, error.body(), error.fields};
+    }
+    entry["status"] = result.hang_up ? 0 : result.status;
+    log_.push_back(entry);
+    if (result.hang_up && entry["fault"] == "timeout") {
+        asio::steady_timer never(co_await asio::this_coro::executor,
+                                 std::chrono::steady_clock::time_point::max());
+        co_await never.async_wait(asio::use_awaitable);
+    }
+    http::Response response = json_response(result.status, result.body);
+    response.hang_up = result.hang_up;
+    response.fields.emplace_back("request-id", entry["request_id"]);
+    response.fields.emplace_back("stripe-version",
+                                 entry["version"] == "" ? json(kVersion) : entry["version"]);
+    if (entry["idempotency_key"] != "")
+        response.fields.emplace_back("idempotency-key", entry["idempotency_key"]);
+    for (const auto &field : result.fields)
+        response.fields.push_back(field);
+    co_return response;
+}
+
+json Api::state() {
+    return {{"counts", store_.counts()},
+            {"meters", meters_.state()},
+            {"overlapping_meter_calls", overlaps_},
+            {"requests", log_.size()}};
+}
+
+json Api::requests_under(const std::string &query) const {
+    const std::string prefix = stripe::decode_form(query).value("path_prefix", "");
+    json out = json::array();
+    for (const json &entry : log_)
+        if (entry["path"].get_ref<const std::string &>().starts_with(prefix))
+            out.push_back(entry);
+    return out;
+}
+
+http::Response Api::control(const http::Request &request) {
+    const std::string what = request.method + " " + request.path;
+    try {
+        if (what == "POST /_sandbox/faults") {
+            const json description = json::parse(request.body, nullptr, false);
+            if (!description.is_object())
+                throw invalid("the body must be a JSON object");
+            faults_.add(description);
+            return json_response(200, description);
+        }
+        if (what == "DELETE /_sandbox/faults") {
+            faults_.clear();
+            return json_response(200, json::object());
+        }
+        if (what == "GET /_sandbox/state")
+            return json_response(200, state());
+        if (what == "GET /_sandbox/requests")
+            return json_response(200, requests_under(request.query));
+        throw ApiError(404, "invalid_request_error", "The sandbox has no control " + what);
+    } catch (const ApiError &error) {
+        return json_response(error.status, error.body());
+    } catch (const stripe::FormError &error) {
+        return json_response(400, invalid(error.what()).body());
+    }
+}
+
+}  // namespace pg_billing::sandbox

@@ -1,0 +1,316 @@
+#include "test/sandbox/invoices.hpp"
+
+#include <cstdio>
+
+#include "test/sandbox/errors.hpp"
+#include "test/sandbox/prices.hpp"
+
+namespace pg_billing::sandbox {
+namespace {
+
+constexpr std::int64_t kDay = 86'400;
+
+json line_of(const json &invoice, const json &span, const json &price, const Charge &charge,
+             std::size_t number, const std::string &description) {
+    return {{"id", "il_" + invoice["id"].get<std::string>().substr(3) + std::to_string(number)},
+            {"object", "line_item"},
+            {"amount", charge.amount},
+            {"currency", price["currency"]},
+            {"description", description},
+            {"discount_amounts", json::array()},
+            {"discountable", true},
+            {"discounts", json::array()},
+            {"invoice", invoice["id"]},
+            {"livemode", false},
+            {"metadata", json::object()},
+            {"parent",
+             {{"type", "subscription_item_details"},
+              {"invoice_item_details", nullptr},
+              {"subscription_item_details",
+               {{"invoice_item", nullptr},
+                {"proration", span["numerator"] != span["denominator"]},
+                {"proration_details", nullptr},
+                {"subscription", invoice["parent"]["subscription_details"]["subscription"]},
+                {"subscription_item", span["item"]}}}}},
+            {"period", {{"start", span["start"]}, {"end", span["end"]}}},
+            {"pretax_credit_amounts", json::array()},
+            {"pricing",
+             {{"type", "price_details"},
+              {"price_details", {{"price", price["id"]}, {"product", price["product"]}}},
+              {"unit_amount_decimal", charge.unit_amount_decimal}}},
+            {"quantity", charge.quantity.truncated()},
+            {"quantity_decimal", charge.quantity.str()},
+            {"subtotal", charge.amount},
+            {"taxes", json::array()}};
+}
+
+}  // namespace
+
+json span_of(const json &item, std::int64_t start, std::int64_t end, std::int64_t numerator,
+             std::int64_t denominator) {
+    return {{"item", item["id"]},
+            {"price", item["price"]},
+            {"quantity", item.value("quantity", std::int64_t{0})},
+            {"start", start},
+            {"end", end},
+            {"numerator", numerator},
+            {"denominator", denominator}};
+}
+
+void Invoices::rate_lines(json &invoice) {
+    json lines = json::array();
+    std::int64_t total = 0;
+    for (const json &span : invoice["_spans"]) {
+        const json &price = store_.get("price", span["price"]);
+        const std::string product = store_.get("product", price["product"])["name"];
+        const Decimal quantity = metered(price)
+                                     ? meters_.billable(price["recurring"]["meter"], invoice["customer"],
+                                                        span["start"], span["end"])
+                                     : Decimal(span["quantity"].get<std::int64_t>());
+        for (Charge charge : rate(price, quantity)) {
+            charge.amount = prorate(charge.amount, span["numerator"], span["denominator"]);
+            const std::string description = charge.quantity.str() + " × " + product +
+                                            (charge.tier.empty() ? "" : " (" + charge.tier + ")");
+            lines.push_back(line_of(invoice, span, price, charge, lines.size() + 1, description));
+            total += charge.amount;
+        }
+    }
+    invoice["_lines"] = std::move(lines);
+    for (const char *sum : {"subtotal", "total", "amount_due", "amount_remaining"})
+        invoice[sum] = total;
+}
+
+json Invoices::build(const json &subscription, const std::string &reason, json spans, std::int64_t time) {
+    const json &customer = store_.get("customer", subscription["customer"]);
+    const json &item = subscription["items"]["data"][0];
+    json invoice = {{"id", store_.new_id("in", 24)},
+                    {"object", "invoice"},
+                    {"account_country", "US"},
+                    {"amount_overpaid", 0},
+                    {"amount_paid", 0},
+                    {"attempt_count", 0},
+                    {"attempted", false},
+                    {"auto_advance", true},
+                    {"automatically_finalizes_at", nullptr},
+                    {"billing_reason", reason},
+                    {"collection_method", subscription["collection_method"]},
+                    {"confirmation_secret", nullptr},
+                    {"created", time},
+                    {"currency", subscription["currency"]},
+                    {"customer", customer["id"]},
+                    {"customer_email", customer["email"]},
+                    {"customer_name", customer["name"]},
+                    {"default_payment_method", subscription["default_payment_method"]},
+                    {"description", nullptr},
+                    {"due_date", nullptr},
+                    {"effective_at", nullptr},
+                    {"ending_balance", nullptr},
+                    {"hosted_invoice_url", nullptr},
+                    {"invoice_pdf", nullptr},
+                    {"last_finalization_error", nullptr},
+                    {"livemode", false},
+                    {"metadata", json::object()},
+                    {"next_payment_attempt", nullptr},
+                    {"number", nullptr},
+                    {"parent",
+                     {{"type", "subscription_details"},
+                      {"quote_details", nullptr},
+                      {"subscription_details",
+                       {{"metadata", subscription["metadata"]}, {"subscription", subscription["id"]}}}}},
+                    {"period_start", item["current_period_start"]},
+                    {"period_end", item["current_period_end"]},
+                    {"starting_balance", 0},
+                    {"status", "draft"},
+                    {"status_transitions",
+                     {{"finalized_at", nullptr},
+                      {"marked_uncollectible_at", nullptr},
+                      {"paid_at", nullptr},
+                      {"voided_at", nullptr}}},
+                    {"test_clock", customer["test_clock"]},
+                    {"total_taxes", json::array()},
+                    {"_spans", std::move(spans)},
+                    {"_days_until_due", subscription["days_until_due"]}};
+    rate_lines(invoice);
+    return invoice;
+}
+
+json &Invoices::add_draft(json built, std::int64_t finalizes_at) {
+    json &invoice = store_.add(std::move(built));
+    invoice["automatically_finalizes_at"] = finalizes_at;
+    store_.emit("invoice.created", invoice);
+    return invoice;
+}
+
+void Invoices::usage_changed(const std::string &customer) {
+    for (json &invoice : store_.all("invoice"))
+        if (invoice["status"] == "draft" && invoice["customer"] == customer)
+            rate_lines(invoice);
+}
+
+bool Invoices::payable(const json &invoice) {
+    const json &customer = store_.get("customer", invoice["customer"]);
+    for (const json &method :
+         {invoice["default_payment_method"], customer["invoice_settings"]["default_payment_method"],
+          customer["default_source"]})
+        if (!method.is_null())
+            return method != "pm_card_chargeCustomerFail";
+    return false;
+}
+
+void Invoices::finalize(json &invoice, std::int64_t time, bool attempt) {
+    const json before = invoice;
+    json &customer = store_.get("customer", invoice["customer"]);
+    const int sequence = customer["next_invoice_sequence"];
+    customer["next_invoice_sequence"] = sequence + 1;
+    char number[16];
+    std::snprintf(number, sizeof number, "-%04d", sequence);
+    const std::string id = invoice["id"];
+    invoice["number"] = customer["invoice_prefix"].get<std::string>() + number;
+    invoice["status"] = "open";
+    invoice["automatically_finalizes_at"] = nullptr;
+    invoice["effective_at"] = invoice["status_transitions"]["finalized_at"] = time;
+    invoice["hosted_invoice_url"] = "https://invoice.stripe.com/i/acct_sandbox/test_" + id;
+    invoice["invoice_pdf"] = "https://pay.stripe.com/invoice/acct_sandbox/test_" + id + "/pdf";
+    if (invoice["collection_method"] == "send_invoice")
+        invoice["due_date"] = time + invoice["_days_until_due"].get<std::int64_t>() * kDay;
+    else if (invoice["total"] > 0)
+        invoice["confirmation_secret"] = {
+            {"type", "payment_intent"},
+            {"client_secret", store_.new_id("pi", 24) + "_secret_" + id.substr(3)}};
+    store_.emit("invoice.finalized", invoice, before);
+    store_.emit("invoice.updated", invoice, before);
+    if (invoice["total"] == 0)
+        mark_paid(invoice, time);
+    else if (attempt && invoice["collection_method"] == "charge_automatically")
+        collect(invoice, time);
+}
+
+void Invoices::collect(json &invoice, std::int64_t time) {
+    invoice["attempted"] = true;
+    invoice["attempt_count"] = invoice["attempt_count"].get<int>() + 1;
+    if (payable(invoice)) {
+        mark_paid(invoice, time);
+        return;
+    }
+    store_.emit("invoice.payment_failed", invoice);
+    json &subscription =
+        store_.get("subscription", invoice["parent"]["subscription_details"]["subscription"]);
+    if (subscription["status"] == "active") {
+        const json before = subscription;
+        subscription["status"] = "past_due";
+        store_.emit("customer.subscription.updated", subscription, before);
+    }
+}
+
+void Invoices::mark_paid(json &invoice, std::int64_t time) {
+    const json before = invoice;
+    invoice["status"] = "paid";
+    invoice["attempted"] = true;
+    invoice["amount_paid"] = invoice["total"];
+    invoice["amount_remaining"] = 0;
+    invoice["status_transitions"]["paid_at"] = time;
+    store_.emit("invoice.paid", invoice, before);
+    store_.emit("invoice.payment_succeeded", invoice);
+    const std::string id = invoice["parent"]["subscription_details"]["subscription"];
+    json *subscription = store_.find("subscription", id);
+    if (!subscription ||
+        ((*subscription)["status"] != "incomplete" && (*subscription)["status"] != "past_due"))
+        return;
+    for (const json &other : store_.all("invoice"))
+        if (other["status"] == "open" && other["collection_method"] == "charge_automatically" &&
+            other["parent"]["subscription_details"]["subscription"] == id)
+            return;
+    const json old = *subscription;
+    (*subscription)["status"] = "active";
+    store_.emit("customer.subscription.updated", *subscription, old);
+}
+
+void Invoices::void_invoice(json &invoice, std::int64_t time) {
+    const json before = invoice;
+    invoice["status"] = "void";
+    invoice["status_transitions"]["voided_at"] = time;
+    store_.emit("invoice.voided", invoice, before);
+    store_.emit("invoice.updated", invoice, before);
+}
+
+json &Invoices::invoice_in(const Call &call, const char *status) {
+    json &invoice = store_.get("invoice", call.id());
+    if (invoice["status"] != status)
+        throw invalid("You can only pass in " + std::string(status) + " invoices. This invoice is " +
+                      invoice["status"].get<std::string>() + ".");
+    return invoice;
+}
+
+json Invoices::pay(const Call &call) {
+    json &invoice = store_.get("invoice", call.id());
+    const std::int64_t time = store_.time_of(invoice);
+    if (invoice["status"] == "draft")
+        finalize(invoice, time, false);
+    else if (invoice["status"] == "paid")
+        throw invalid("Invoice is already paid", "", "invoice_already_paid");
+    else if (invoice["status"] != "open")
+        throw invalid("This invoice can no longer be paid.");
+    if (invoice["status"] == "paid")
+        return invoice;
+    json attempt = invoice;
+    if (call.has("payment_method"))
+        attempt["default_payment_method"] = call.params["payment_method"];
+    if (!call.params.value("paid_out_of_band", false) && !payable(attempt))
+        throw ApiError(402, "card_error", "The invoice has no payment method that can be charged.",
+                       "card_declined");
+    mark_paid(invoice, time);
+    return invoice;
+}
+
+void Invoices::model(Catalog &catalog) {
+    catalog.model("GET /v1/invoices/{id}", {},
+                  [this](const Call &call) { return store_.get("invoice", call.id()); });
+    catalog.model(
+        "GET /v1/invoices",
+        {"collection_method", "created", "customer", "due_date", "status", "subscription", "limit",
+         "starting_after", "ending_before"},
+        [this](const Call &call) {
+            const json &params = call.params;
+            return store_.list("invoice", "/v1/invoices", params, [&](const json &invoice) {
+                for (const char *name : {"collection_method", "customer", "status"})
+                    if (params.contains(name) && invoice[name] != params[name])
+                        return false;
+                if (call.has("subscription") &&
+                    invoice["parent"]["subscription_details"]["subscription"] != params["subscription"])
+                    return false;
+                const json &due = invoice["due_date"];
+                return in_range(params.value("created", json()), invoice["created"]) &&
+                       (!call.has("due_date") || (!due.is_null() && in_range(params["due_date"], due)));
+            });
+        });
+    catalog.model("GET /v1/invoices/{id}/lines", {"limit", "starting_after", "ending_before"},
+                  [this](const Call &call) {
+                      const json &lines = store_.get("invoice", call.id())["_lines"];
+                      std::vector<const json *> in_order;
+                      for (const json &line : lines)
+                          in_order.push_back(&line);
+                      return page_of(in_order, "/v1/invoices/" + call.id() + "/lines", call.params);
+                  });
+    catalog.model("POST /v1/invoices/{id}/finalize", {}, [this](const Call &call) {
+        json &invoice = invoice_in(call, "draft");
+        finalize(invoice, store_.time_of(invoice));
+        return invoice;
+    });
+    catalog.model("POST /v1/invoices/{id}/void", {}, [this](const Call &call) {
+        json &invoice = invoice_in(call, "open");
+        void_invoice(invoice, store_.time_of(invoice));
+        return invoice;
+    });
+    catalog.model("POST /v1/invoices/{id}/mark_uncollectible", {}, [this](const Call &call) {
+        json &invoice = invoice_in(call, "open");
+        const json before = invoice;
+        invoice["status"] = "uncollectible";
+        invoice["status_transitions"]["marked_uncollectible_at"] = store_.time_of(invoice);
+        store_.emit("invoice.marked_uncollectible", invoice, before);
+        return invoice;
+    });
+    catalog.model("POST /v1/invoices/{id}/pay", {"paid_out_of_band", "payment_method", "off_session"},
+                  [this](const Call &call) { return pay(call); });
+}
+
+}  // namespace pg_billing::sandbox

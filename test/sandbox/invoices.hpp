@@ -1,0 +1,50 @@
+// Invoices: what they bill, and their way from draft to paid or void.
+//
+// An invoice is made of spans, each one subscription item over one stretch of time: a licensed item in advance, a
+// metered one in arrears. Lines are rated from the spans; while the invoice is a draft they follow the usage that still
+// arrives (docs.stripe.com/billing/subscriptions/usage-based: usage counts until finalization), afterwards they stand.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "test/sandbox/catalog.hpp"
+#include "test/sandbox/meters.hpp"
+#include "test/sandbox/store.hpp"
+
+namespace pg_billing::sandbox {
+
+// One item over [start, end); a licensed one may bill only numerator/denominator of its price.
+json span_of(const json &item, std::int64_t start, std::int64_t end, std::int64_t numerator = 1,
+             std::int64_t denominator = 1);
+
+class Invoices {
+  public:
+    Invoices(Store &store, Meters &meters) : store_(store), meters_(meters) {}
+
+    void model(Catalog &catalog);
+
+    // Builds an invoice without storing it.
+    json build(const json &subscription, const std::string &reason, json spans, std::int64_t time);
+    // Stores a built invoice as a draft that finalizes by itself at that time.
+    json &add_draft(json invoice, std::int64_t finalizes_at);
+    // Freezes a draft and, for charge_automatically, tries to collect unless payment waits for the customer.
+    void finalize(json &invoice, std::int64_t time, bool collect = true);
+    void void_invoice(json &invoice, std::int64_t time);
+    // Rates a customer's drafts again.
+    void usage_changed(const std::string &customer);
+    // Whether a payment of this invoice would succeed.
+    bool payable(const json &invoice);
+
+  private:
+    void rate_lines(json &invoice);
+    void collect(json &invoice, std::int64_t time);
+    void mark_paid(json &invoice, std::int64_t time);
+    json pay(const Call &call);
+    json &invoice_in(const Call &call, const char *status);
+
+    Store &store_;
+    Meters &meters_;
+};
+
+}  // namespace pg_billing::sandbox

@@ -1,0 +1,464 @@
+#include "test/sandbox/subscriptions.hpp"
+
+#include <algorithm>
+
+#include "test/sandbox/errors.hpp"
+#include "test/sandbox/prices.hpp"
+
+namespace pg_billing::sandbox {
+namespace {
+
+constexpr std::int64_t kHour = 3'600, kDay = 86'400;
+constexpr std::int64_t kDraftTime = kHour;            // a cycle's invoice stays a draft this long
+constexpr std::int64_t kIncompleteTime = 23 * kHour;  // then an unpaid first invoice ends the subscription
+constexpr std::size_t kMaxItems = 20, kMaxBackdatedLines = 250;
+
+Cycle cycle_of(const json &subscription) {
+    const json &cycle = subscription["_cycle"];
+    return {cycle["reference"], cycle["interval"], cycle["interval_count"]};
+}
+
+bool living(const json &subscription) {
+    const std::string status = subscription["status"];
+    return status == "active" || status == "trialing" || status == "past_due";
+}
+
+json &items_of(json &subscription) {
+    return subscription["items"]["data"];
+}
+
+}  // namespace
+
+json Subscriptions::read_items(const json &given, const std::string &where) {
+    if (given.empty() || given.size() > kMaxItems)
+        throw invalid("A subscription takes 1 to 20 items.", where);
+    json items = json::array();
+    std::string interval, currency;
+    for (std::size_t i = 0; i < given.size(); ++i) {
+        const std::string at = where + "[" + std::to_string(i) + "]";
+        if (!given[i].contains("price"))
+            throw invalid("Missing required param: " + at + "[price].", at + "[price]", "parameter_missing");
+        const json &price = store_.get("price", given[i]["price"], at + "[price]");
+        if (!price["active"].get<bool>())
+            throw invalid("The price specified is inactive. This field only accepts active prices.",
+                          at + "[price]");
+        if (price["type"] != "recurring")
+            throw invalid(
+                "The price specified is set to `type=one_time` but this field only accepts prices with "
+                "`type=recurring`.",
+                at + "[price]");
+        for (const json &other : items)
+            if (other["price"] == price["id"])
+                throw invalid("Cannot add multiple subscription items with the same price.", at + "[price]");
+        const std::string its_interval = price["recurring"]["interval"].get<std::string>() + "/" +
+                                         std::to_string(price["recurring"]["interval_count"].get<int>());
+        if (i > 0 && its_interval != interval)
+            throw not_modelled("subscriptions of mixed intervals");
+        if (i > 0 && price["currency"] != currency)
+            throw invalid("All prices on a subscription must have the same currency.", at + "[price]");
+        interval = its_interval;
+        currency = price["currency"];
+        json item = {
+            {"id", store_.new_id("si")},     {"object", "subscription_item"},
+            {"billing_thresholds", nullptr}, {"created", 0},
+            {"discounts", json::array()},    {"metadata", given[i].value("metadata", json::object())},
+            {"price", price["id"]},          {"tax_rates", json::array()}};
+        if (!metered(price))
+            item["quantity"] = given[i].value("quantity", std::int64_t{1});
+        else if (given[i].contains("quantity"))
+            throw invalid("You cannot set the quantity for metered prices.", at + "[quantity]");
+        items.push_back(std::move(item));
+    }
+    return items;
+}
+
+Cycle Subscriptions::read_cycle(const Call &call, const json &price, std::int64_t now) {
+    const std::string interval = price["recurring"]["interval"];
+    const int count = price["recurring"]["interval_count"];
+    Cycle cycle{now, interval, count};
+    if (call.has("billing_cycle_anchor_config")) {
+        const json &config = call.params["billing_cycle_anchor_config"];
+        if (interval != "month")
+            throw not_modelled("billing_cycle_anchor_config for an interval other than month");
+        const auto part = [&](const char *name, std::int64_t fallback, std::int64_t least,
+                              std::int64_t most) {
+            const std::int64_t value = config.value(name, fallback);
+            if (value < least || value > most)
+                throw invalid(std::string("Invalid ") + name,
+                              std::string("billing_cycle_anchor_config[") + name + "]");
+            return static_cast<int>(value);
+        };
+        const std::int64_t today = now % kDay;
+        cycle = cycle_on(part("day_of_month", 1, 1, 31), part("hour", today / kHour, 0, 23),
+                         part("minute", today % kHour / 60, 0, 59), part("second", today % 60, 0, 59), now);
+        cycle.interval_count = count;
+    } else if (call.has("billing_cycle_anchor")) {
+        cycle.reference = call.params["billing_cycle_anchor"];
+        const std::int64_t natural = Cycle{now, interval, count}.at(1);
+        if (cycle.reference <= now)
+            throw invalid("billing_cycle_anchor must be a timestamp in the future.", "billing_cycle_anchor");
+        if (cycle.reference > natural)
+            throw invalid("billing_cycle_anchor cannot be later than next natural billing date (" +
+                              std::to_string(natural) + ") for plan",
+                          "billing_cycle_anchor");
+    }
+    return cycle;
+}
+
+// Reads a subscription as create and preview take it, without status, periods and storage.
+json Subscriptions::read(const Call &call, std::int64_t now) {
+    const json &given = call.params;
+    const json &customer = store_.get("customer", call.text("customer"), "customer");
+    const bool sends = given.value("collection_method", "charge_automatically") == "send_invoice";
+    if (sends != call.has("days_until_due"))
+        throw invalid("days_until_due must be given for collection_method=send_invoice, and only then.",
+                      "days_until_due");
+    if (sends && customer["email"].is_null())
+        throw invalid(
+            "Missing email. In order to create invoices that are sent to the customer, the customer must "
+            "have "
+            "a valid email.",
+            "customer");
+    const json flexible = {{"type", "flexible"}, {"flexible", {{"proration_discounts", "included"}}}};
+    json subscription = {
+        {"id", store_.new_id("sub", 24)},
+        {"object", "subscription"},
+        {"application", nullptr},
+        {"billing_cycle_anchor_config", given.value("billing_cycle_anchor_config", json())},
+        {"billing_mode", flexible},
+        {"billing_thresholds", nullptr},
+        {"cancel_at", nullptr},
+        {"cancel_at_period_end", given.value("cancel_at_period_end", false)},
+        {"canceled_at", nullptr},
+        {"cancellation_details", {{"comment", nullptr}, {"feedback", nullptr}, {"reason", nullptr}}},
+        {"collection_method", sends ? "send_invoice" : "charge_automatically"},
+        {"created", now},
+        {"customer", customer["id"]},
+        {"days_until_due", given.value("days_until_due", json())},
+        {"default_payment_method", given.value("default_payment_method", json())},
+        {"description", given.value("description", json())},
+        {"discounts", json::array()},
+        {"ended_at", nullptr},
+        {"latest_invoice", nullptr},
+        {"livemode", false},
+        {"metadata", json::object()},
+        {"pause_collection", nullptr},
+        {"payment_settings", given.value("payment_settings", json::object())},
+        {"pending_setup_intent", nullptr},
+        {"pending_update", nullptr},
+        {"schedule", nullptr},
+        {"start_date", given.value("backdate_start_date", now)},
+        {"status", "active"},
+        {"test_clock", customer["test_clock"]},
+        {"trial_end", nullptr},
+        {"trial_start", nullptr}};
+    const std::string id = subscription["id"];
+    subscription["items"] = {{"object", "list"},
+                             {"data", read_items(given.value("items", json::array()), "items")},
+                             {"has_more", false},
+                             {"url", "/v1/subscription_items?subscription=" + id}};
+    for (json &item : items_of(subscription)) {
+        item["subscription"] = id;
+        item["created"] = now;
+    }
+    subscription["currency"] = store_.get("price", items_of(subscription)[0]["price"])["currency"];
+    merge_metadata(subscription, given);
+    return subscription;
+}
+
+void Subscriptions::set_period(json &subscription, std::int64_t start, std::int64_t end) {
+    for (json &item : items_of(subscription)) {
+        item["current_period_start"] = start;
+        item["current_period_end"] = end;
+    }
+}
+
+json Subscriptions::first_spans(json &subscription, const Cycle &cycle, std::int64_t now, bool prorates) {
+    json spans = json::array();
+    const std::int64_t start = subscription["start_date"];
+    const bool trial = subscription["status"] == "trialing";
+    std::int64_t from = start;
+    do {
+        const std::int64_t to = trial ? subscription["trial_end"].get<std::int64_t>() : cycle.after(from);
+        const std::int64_t whole = Cycle{from, cycle.interval, cycle.interval_count}.at(1) - from;
+        const bool aligned = cycle.not_after(from) == from;
+        std::int64_t numerator = aligned ? whole : std::min(to - from, whole);
+        if (trial || (numerator < whole && !prorates))
+            numerator = 0;
+        for (const json &item : items_of(subscription)) {
+            if (!metered(store_.get("price", item["price"])))
+                spans.push_back(numerator == whole ? span_of(item, from, to)
+                                                   : span_of(item, from, to, numerator, whole));
+            else if (to <= now)
+                spans.push_back(span_of(item, from, to));
+        }
+        if (spans.size() > kMaxBackdatedLines)
+            throw invalid("Backdating isn't supported when the invoice has more than 250 line items.",
+                          "backdate_start_date");
+        set_period(subscription, from, to);
+        from = to;
+    } while (from <= now);
+    return spans;
+}
+
+json Subscriptions::create(const Call &call) {
+    const json &given = call.params;
+    if (!call.has("customer"))
+        throw invalid("Missing required param: customer.", "customer", "parameter_missing");
+    const std::int64_t now = store_.time_of(store_.get("customer", call.text("customer"), "customer"));
+    if (given.value("billing_mode", json{{"type", "flexible"}})["type"] != "flexible")
+        throw not_modelled("billing_mode[type]=classic");
+    if (given.value("backdate_start_date", now) > now)
+        throw invalid("backdate_start_date must be in the past.", "backdate_start_date");
+    json built = read(call, now);
+    const json &price = store_.get("price", items_of(built)[0]["price"]);
+    Cycle cycle = read_cycle(call, price, now);
+    if (call.has("trial_period_days") || call.has("trial_end")) {
+        if (call.has("billing_cycle_anchor") || call.has("billing_cycle_anchor_config") ||
+            call.has("backdate_start_date") || given.value("trial_end", json()) == "now")
+            throw not_modelled("a trial combined with another start or anchor");
+        const std::int64_t trial_end = call.has("trial_end")
+                                           ? given["trial_end"].get<std::int64_t>()
+                                           : now + given["trial_period_days"].get<std::int64_t>() * kDay;
+        if (trial_end <= now)
+            throw invalid("The trial must end in the future.", "trial_end");
+        built["status"] = "trialing";
+        built["trial_start"] = now;
+        built["trial_end"] = cycle.reference = trial_end;
+    }
+    built["billing_cycle_anchor"] = cycle.reference == now ? now : cycle.after(now);
+    if (built["status"] == "trialing" || call.has("billing_cycle_anchor"))
+        built["billing_cycle_anchor"] = cycle.reference;
+    built["_cycle"] = {{"reference", cycle.reference},
+                       {"interval", cycle.interval},
+                       {"interval_count", cycle.interval_count}};
+    const json spans = first_spans(built, cycle, now, given.value("proration_behavior", "") != "none");
+    json invoice = spans.empty() ? json() : invoices_.build(built, "subscription_create", spans, now);
+
+    const std::string behavior = given.value("payment_behavior", "allow_incomplete");
+    const bool sends = built["collection_method"] == "send_invoice";
+    const bool due = !sends && !invoice.is_null() && invoice["total"] > 0;
+    const bool pays = due && behavior != "default_incomplete" && invoices_.payable(invoice);
+    if (due && !pays && behavior == "error_if_incomplete")
+        throw ApiError(402, "card_error", "The customer has no payment method that can be charged.",
+                       "card_declined");
+    if (due && !pays)
+        built["status"] = "incomplete";
+    built["_expires_at"] = now + kIncompleteTime;
+    if (built["cancel_at_period_end"] == true)
+        built["cancel_at"] = items_of(built)[0]["current_period_end"];
+
+    json &subscription = store_.add(std::move(built));
+    if (!invoice.is_null()) {
+        invoice["period_start"] = invoice["period_end"] = now;
+        subscription["latest_invoice"] = invoice["id"];
+    }
+    store_.emit("customer.subscription.created", subscription);
+    if (!invoice.is_null()) {
+        json &stored = invoices_.add_draft(std::move(invoice), now + kDraftTime);
+        if (!sends)
+            invoices_.finalize(stored, now, pays);
+    }
+    return subscription;
+}
+
+json Subscriptions::update(const Call &call) {
+    json &subscription = store_.get("subscription", call.id());
+    if (subscription["status"] == "canceled" || subscription["status"] == "incomplete_expired")
+        throw invalid("A canceled subscription can only update its cancellation_details and metadata.");
+    const json before = subscription;
+    for (const char *name : {"description", "default_payment_method", "cancel_at_period_end"})
+        if (call.has(name))
+            subscription[name] = call.params[name] == "" ? json() : call.params[name];
+    if (call.has("cancel_at_period_end")) {
+        const bool cancels = call.params["cancel_at_period_end"];
+        subscription["cancel_at"] = cancels ? items_of(subscription)[0]["current_period_end"] : json();
+        subscription["canceled_at"] = cancels ? json(store_.time_of(subscription)) : json();
+        subscription["cancellation_details"]["reason"] = cancels ? json("cancellation_requested") : json();
+    }
+    merge_metadata(subscription, call.params);
+    store_.emit("customer.subscription.updated", subscription, before);
+    return subscription;
+}
+
+json Subscriptions::usage_spans(const json &subscription, std::int64_t until) {
+    json spans = json::array();
+    for (const json &item : subscription["items"]["data"])
+        if (metered(store_.get("price", item["price"])))
+            spans.push_back(span_of(item, item["current_period_start"], until));
+    return spans;
+}
+
+json Subscriptions::cancel(const Call &call) {
+    json &subscription = store_.get("subscription", call.id());
+    if (subscription["ended_at"].is_number())
+        throw no_such("subscription", call.id());
+    if (call.params.value("prorate", false))
+        throw not_modelled("prorate=true on cancellation");
+    const std::int64_t now = store_.time_of(subscription);
+    if (call.params.value("invoice_now", false) && living(subscription))
+        if (json spans = usage_spans(subscription, now); !spans.empty())
+            subscription["latest_invoice"] = invoices_.add_draft(
+                invoices_.build(subscription, "subscription_cycle", std::move(spans), now),
+                now + kDraftTime)["id"];
+    subscription["cancellation_details"]["reason"] = "cancellation_requested";
+    const json details = call.params.value("cancellation_details", json::object());
+    for (const auto &[name, value] : details.items())
+        subscription["cancellation_details"][name] = value;
+    end(subscription, now);
+    return subscription;
+}
+
+void Subscriptions::end(json &subscription, std::int64_t time) {
+    subscription["status"] = "canceled";
+    subscription["ended_at"] = time;
+    if (subscription["canceled_at"].is_null())
+        subscription["canceled_at"] = time;
+    store_.emit("customer.subscription.deleted", subscription);
+}
+
+std::optional<std::int64_t> Subscriptions::next_change(const json &subscription) {
+    if (subscription["status"] == "incomplete")
+        return subscription["_expires_at"].get<std::int64_t>();
+    if (!living(subscription))
+        return std::nullopt;
+    return subscription["items"]["data"][0]["current_period_end"].get<std::int64_t>();
+}
+
+void Subscriptions::change(json &subscription) {
+    const std::int64_t time = *next_change(subscription);
+    if (subscription["status"] == "incomplete") {
+        const json before = subscription;
+        subscription["status"] = "incomplete_expired";
+        subscription["ended_at"] = time;
+        invoices_.void_invoice(store_.get("invoice", subscription["latest_invoice"]), time);
+        store_.emit("customer.subscription.updated", subscription, before);
+    } else if (subscription["cancel_at_period_end"] == true) {
+        if (json spans = usage_spans(subscription, time); !spans.empty())
+            subscription["latest_invoice"] = invoices_.add_draft(
+                invoices_.build(subscription, "subscription_cycle", std::move(spans), time),
+                time + kDraftTime)["id"];
+        end(subscription, time);
+    } else {
+        renew(subscription, time);
+    }
+}
+
+void Subscriptions::renew(json &subscription, std::int64_t time) {
+    const json before = subscription;
+    const bool trial = subscription["status"] == "trialing";
+    const std::int64_t next = cycle_of(subscription).after(time);
+    json spans = trial ? json::array() : usage_spans(subscription, time);
+    for (const json &item : items_of(subscription))
+        if (!metered(store_.get("price", item["price"])))
+            spans.push_back(span_of(item, time, next));
+    json invoice =
+        spans.empty() ? json() : invoices_.build(subscription, "subscription_cycle", std::move(spans), time);
+    set_period(subscription, time, next);
+    if (trial)
+        subscription["status"] = "active";
+    if (!invoice.is_null())
+        subscription["latest_invoice"] = invoices_.add_draft(std::move(invoice), time + kDraftTime)["id"];
+    store_.emit("customer.subscription.updated", subscription, before);
+}
+
+json Subscriptions::preview(const Call &call) {
+    json spans = json::array(), subscription;
+    std::int64_t time = 0;
+    if (call.has("subscription_details")) {
+        if (call.has("subscription"))
+            throw not_modelled("the preview of a subscription's change");
+        Call first = call;
+        first.params["items"] = call.params["subscription_details"].value("items", json::array());
+        time = store_.time_of(store_.get("customer", call.text("customer"), "customer"));
+        subscription = read(first, time);
+        const Cycle cycle = read_cycle(first, store_.get("price", items_of(subscription)[0]["price"]), time);
+        spans = first_spans(subscription, cycle, time, true);
+    } else {
+        const json *found = call.has("subscription")
+                                ? &store_.get("subscription", call.text("subscription"), "subscription")
+                                : nullptr;
+        for (const json &other : store_.all("subscription"))
+            if (!found && other["customer"] == call.text("customer") && living(other))
+                found = &other;
+        if (!found || !living(*found))
+            throw ApiError(404, "invalid_request_error",
+                           "No upcoming invoices for customer: " + call.text("customer"),
+                           "invoice_upcoming_none");
+        subscription = *found;
+        time = *next_change(subscription);
+        const std::int64_t next = cycle_of(subscription).after(time);
+        if (subscription["status"] != "trialing")
+            spans = usage_spans(subscription, time);
+        for (const json &item : items_of(subscription))
+            if (!metered(store_.get("price", item["price"])) && subscription["cancel_at_period_end"] != true)
+                spans.push_back(span_of(item, time, next));
+    }
+    json invoice = invoices_.build(subscription, "upcoming", std::move(spans), time);
+    invoice["id"] = "upcoming_" + invoice["id"].get<std::string>();
+    return invoice;
+}
+
+void Subscriptions::model(Catalog &catalog) {
+    catalog.model("POST /v1/subscriptions",
+                  {"customer",
+                   "items[][price]",
+                   "items[][quantity]",
+                   "items[][metadata]",
+                   "backdate_start_date",
+                   "billing_cycle_anchor",
+                   "billing_cycle_anchor_config[day_of_month]",
+                   "billing_cycle_anchor_config[hour]",
+                   "billing_cycle_anchor_config[minute]",
+                   "billing_cycle_anchor_config[second]",
+                   "billing_mode",
+                   "cancel_at_period_end",
+                   "collection_method",
+                   "days_until_due",
+                   "default_payment_method",
+                   "description",
+                   "metadata",
+                   "off_session",
+                   "payment_behavior",
+                   "payment_settings",
+                   "proration_behavior",
+                   "trial_end",
+                   "trial_period_days"},
+                  [this](const Call &call) { return create(call); });
+    catalog.model("GET /v1/subscriptions/{id}", {},
+                  [this](const Call &call) { return store_.get("subscription", call.id()); });
+    catalog.model("POST /v1/subscriptions/{id}",
+                  {"cancel_at_period_end", "default_payment_method", "description", "metadata"},
+                  [this](const Call &call) { return update(call); });
+    catalog.model("DELETE /v1/subscriptions/{id}", {"cancellation_details", "invoice_now", "prorate"},
+                  [this](const Call &call) { return cancel(call); });
+    catalog.model(
+        "GET /v1/subscriptions",
+        {"customer", "status", "created", "test_clock", "limit", "starting_after", "ending_before"},
+        [this](const Call &call) {
+            const std::string status = call.text("status");
+            return store_.list("subscription", "/v1/subscriptions", call.params, [&](const json &row) {
+                const bool fits = status.empty()      ? row["status"] != "canceled"
+                                  : status == "all"   ? true
+                                  : status == "ended" ? row["ended_at"].is_number()
+                                                      : row["status"] == status;
+                return fits && (!call.has("customer") || row["customer"] == call.params["customer"]) &&
+                       (!call.has("test_clock") || row["test_clock"] == call.params["test_clock"]) &&
+                       in_range(call.params.value("created", json()), row["created"]);
+            });
+        });
+    catalog.model("GET /v1/subscription_items", {"subscription", "limit", "starting_after", "ending_before"},
+                  [this](const Call &call) {
+                      std::vector<const json *> items;
+                      for (const json &item :
+                           items_of(store_.get("subscription", call.text("subscription"), "subscription")))
+                          items.push_back(&item);
+                      return page_of(items, "/v1/subscription_items", call.params);
+                  });
+    catalog.model("POST /v1/invoices/create_preview",
+                  {"customer", "subscription", "subscription_details[items][][price]",
+                   "subscription_details[items][][quantity]", "subscription_details[billing_mode]"},
+                  [this](const Call &call) { return preview(call); });
+}
+
+}  // namespace pg_billing::sandbox

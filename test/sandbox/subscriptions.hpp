@@ -1,0 +1,49 @@
+// Subscriptions: creation, renewal, trial end, cancellation, and the preview of what they will bill next.
+//
+// Billing is Stripe's flexible mode: a licensed item bills each period in advance, the first invoice included; a
+// metered one bills in arrears at a period's end and is absent from the first invoice. A backdated subscription bills
+// one line for each period that began since (docs.stripe.com/billing/subscriptions/backdating). A first period cut
+// short by the anchor is prorated against the whole interval that begins at its start; one that is whole is billed in
+// full. All items share one interval.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "test/sandbox/calendar.hpp"
+#include "test/sandbox/catalog.hpp"
+#include "test/sandbox/invoices.hpp"
+#include "test/sandbox/store.hpp"
+
+namespace pg_billing::sandbox {
+
+class Subscriptions {
+  public:
+    Subscriptions(Store &store, Invoices &invoices) : store_(store), invoices_(invoices) {}
+
+    void model(Catalog &catalog);
+
+    // When the subscription next changes by itself: a period or trial ends, or an incomplete one expires.
+    static std::optional<std::int64_t> next_change(const json &subscription);
+    // Carries out that change.
+    void change(json &subscription);
+
+  private:
+    json read(const Call &call, std::int64_t now);
+    json read_items(const json &given, const std::string &where);
+    Cycle read_cycle(const Call &call, const json &price, std::int64_t now);
+    json first_spans(json &subscription, const Cycle &cycle, std::int64_t now, bool prorates);
+    json create(const Call &call);
+    json update(const Call &call);
+    json cancel(const Call &call);
+    json preview(const Call &call);
+    json usage_spans(const json &subscription, std::int64_t until);
+    void end(json &subscription, std::int64_t time);
+    void renew(json &subscription, std::int64_t time);
+    void set_period(json &subscription, std::int64_t start, std::int64_t end);
+
+    Store &store_;
+    Invoices &invoices_;
+};
+
+}  // namespace pg_billing::sandbox

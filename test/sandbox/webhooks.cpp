@@ -1,0 +1,186 @@
+#include "test/sandbox/webhooks.hpp"
+
+#include <algorithm>
+#include <array>
+#include <boost/asio/as_tuple.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/read.hpp>
+#include <boost/asio/read_until.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/streambuf.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <boost/asio/write.hpp>
+#include <charconv>
+#include <chrono>
+#include <memory>
+#include <optional>
+
+#include "stripe/signature.hpp"
+#include "test/sandbox/errors.hpp"
+
+namespace pg_billing::sandbox {
+namespace {
+
+namespace asio = boost::asio;
+using asio::ip::tcp;
+
+constexpr int kAttempts = 6, kAtOnce = 8;
+constexpr std::chrono::milliseconds kFirstDelay{200};
+constexpr std::chrono::seconds kTimeout{10};
+
+struct Url {
+    std::string host, path;
+    std::uint16_t port = 80;
+};
+
+// Reads http://HOST[:PORT][/PATH] where HOST is this machine; nothing else is delivered to.
+std::optional<Url> parse_url(const std::string &text) {
+    static constexpr std::string_view kScheme = "http://";
+    if (!text.starts_with(kScheme))
+        return std::nullopt;
+    const std::string rest = text.substr(kScheme.size());
+    const std::size_t slash = std::min(rest.find('/'), rest.size());
+    const std::string authority = rest.substr(0, slash);
+    const std::size_t colon = std::min(authority.find(':'), authority.size());
+    Url url{authority.substr(0, colon), slash < rest.size() ? rest.substr(slash) : "/"};
+    if (url.host != "127.0.0.1" && url.host != "localhost")
+        return std::nullopt;
+    if (colon < authority.size()) {
+        const char *const last = authority.data() + authority.size();
+        const auto [end, error] = std::from_chars(authority.data() + colon + 1, last, url.port);
+        if (error != std::errc{} || end != last)
+            return std::nullopt;
+    }
+    return url;
+}
+
+// Posts a body and returns the answer's status, 0 if none came in time.
+asio::awaitable<unsigned> post(asio::io_context &context, const Url &url, const std::string &signature,
+                               const std::string &body) {
+    constexpr auto token = asio::as_tuple(asio::use_awaitable);
+    const auto shared = std::make_shared<tcp::socket>(context);  // the deadline may fire as this returns
+    tcp::socket &socket = *shared;
+    asio::steady_timer deadline(context, kTimeout);
+    deadline.async_wait([shared](const boost::system::error_code &error) {
+        if (!error) {
+            boost::system::error_code ignored;
+            shared->close(ignored);
+        }
+    });
+    const tcp::endpoint endpoint(asio::ip::address_v4::loopback(), url.port);
+    if (const auto [error] = co_await socket.async_connect(endpoint, token); error)
+        co_return 0;
+    const std::string request =
+        "POST " + url.path + " HTTP/1.1\r\nHost: " + url.host + ":" + std::to_string(url.port) +
+        "\r\nContent-Type: application/json; charset=utf-8\r\nUser-Agent: Stripe/1.0 (sandbox)\r\n"
+        "Stripe-Signature: " +
+        signature + "\r\nContent-Length: " + std::to_string(body.size()) + "\r\nConnection: close\r\n\r\n" +
+        body;
+    const auto [write_error, written] = co_await asio::async_write(socket, asio::buffer(request), token);
+    if (write_error)
+        co_return 0;
+    asio::streambuf answer(64 << 10);
+    const auto [read_error, read] = co_await asio::async_read_until(socket, answer, "\r\n", token);
+    if (read_error)
+        co_return 0;
+    const auto data = answer.data();
+    const std::string line(asio::buffers_begin(data),
+                           asio::buffers_begin(data) + static_cast<std::ptrdiff_t>(read));
+    unsigned status = 0;
+    if (line.starts_with("HTTP/1.") && line.size() > 12)
+        std::from_chars(line.data() + 9, line.data() + 12, status);
+    // The rest is read so that closing does not reset the peer while it still writes.
+    while (std::get<0>(co_await asio::async_read(socket, answer, asio::transfer_at_least(1), token)) ==
+           boost::system::error_code{})
+        answer.consume(answer.size());
+    co_return status;
+}
+
+}  // namespace
+
+void Webhooks::enqueue(json &event) {
+    for (const json &endpoint : store_.all("webhook_endpoint")) {
+        const json &types = endpoint["enabled_events"];
+        const auto listens = [&](const json &type) { return type == "*" || type == event["type"]; };
+        if (endpoint["status"] != "enabled" || std::none_of(types.begin(), types.end(), listens))
+            continue;
+        event["pending_webhooks"] = event["pending_webhooks"].get<int>() + 1;
+        queue_.push_back({event["id"], endpoint["id"], store_.render(event).dump(2)});
+    }
+    pump();
+}
+
+void Webhooks::pump() {
+    while (under_way_ < kAtOnce && !queue_.empty()) {
+        ++under_way_;
+        asio::co_spawn(context_, deliver(std::move(queue_.front())), asio::detached);
+        queue_.pop_front();
+    }
+}
+
+asio::awaitable<void> Webhooks::deliver(Delivery delivery) {
+    bool delivered = false;
+    const json *endpoint = store_.find("webhook_endpoint", delivery.endpoint);
+    if (endpoint) {
+        const std::array secrets{(*endpoint)["_secret"].get<std::string>()};
+        const std::string signature = stripe::sign_webhook(secrets, machine_time(), delivery.body);
+        const unsigned status =
+            co_await post(context_, *parse_url((*endpoint)["url"]), signature, delivery.body);
+        delivered = status >= 200 && status < 300;
+    }
+    --under_way_;
+    if (json *event = delivered ? store_.find("event", delivery.event) : nullptr)
+        (*event)["pending_webhooks"] = (*event)["pending_webhooks"].get<int>() - 1;
+    pump();
+    if (delivered || !endpoint || delivery.attempt == kAttempts)
+        co_return;
+    asio::steady_timer pause(context_, kFirstDelay * (1 << (delivery.attempt - 1)));
+    co_await pause.async_wait(asio::use_awaitable);
+    ++delivery.attempt;
+    queue_.push_back(std::move(delivery));
+    pump();
+}
+
+json Webhooks::create(const Call &call) {
+    if (!parse_url(call.text("url")))
+        throw invalid("Invalid URL: the sandbox delivers to http://127.0.0.1 or http://localhost only.",
+                      "url", "url_invalid");
+    json &endpoint = store_.add({{"id", store_.new_id("we", 24)},
+                                 {"object", "webhook_endpoint"},
+                                 {"api_version", call.params.value("api_version", json())},
+                                 {"application", nullptr},
+                                 {"created", machine_time()},
+                                 {"description", call.params.value("description", json())},
+                                 {"enabled_events", call.params["enabled_events"]},
+                                 {"livemode", false},
+                                 {"metadata", json::object()},
+                                 {"status", "enabled"},
+                                 {"url", call.params["url"]},
+                                 {"_secret", store_.new_id("whsec", 32)}});
+    merge_metadata(endpoint, call.params);
+    json answer = endpoint;
+    answer["secret"] = endpoint["_secret"];  // shown this once
+    return answer;
+}
+
+void Webhooks::model(Catalog &catalog) {
+    catalog.model("POST /v1/webhook_endpoints",
+                  {"url", "enabled_events", "api_version", "description", "metadata"},
+                  [this](const Call &call) { return create(call); });
+    catalog.model("GET /v1/webhook_endpoints/{id}", {},
+                  [this](const Call &call) { return store_.get("webhook_endpoint", call.id()); });
+    catalog.model("GET /v1/webhook_endpoints", {"limit", "starting_after", "ending_before"},
+                  [this](const Call &call) {
+                      return store_.list("webhook_endpoint", "/v1/webhook_endpoints", call.params,
+                                         [](const json &) { return true; });
+                  });
+    catalog.model("DELETE /v1/webhook_endpoints/{id}", {}, [this](const Call &call) -> json {
+        store_.get("webhook_endpoint", call.id());
+        store_.remove("webhook_endpoint", call.id());
+        return {{"id", call.id()}, {"object", "webhook_endpoint"}, {"deleted", true}};
+    });
+}
+
+}  // namespace pg_billing::sandbox
