@@ -8,7 +8,7 @@ set -euo pipefail
 major=${PG_MAJOR:-15}
 packages=(make g++ cmake ninja-build ccache pkg-config curl jq ca-certificates
     "postgresql-$major" "postgresql-server-dev-$major" libpq-dev libboost1.81-dev libssl-dev libcurl4-openssl-dev
-    libhiredis-dev nlohmann-json3-dev libcli11-dev libgtest-dev redis-server)
+    nlohmann-json3-dev libcli11-dev libgtest-dev redis-server)
 if [ "${1:-}" = check ]; then
     packages+=(clang-format "postgresql-$major-pgtap" libtap-parser-sourcehandler-pgtap-perl libipc-run-perl openssl git)
     # A node from elsewhere (nodesource, nvm) conflicts with Debian's.
@@ -24,7 +24,8 @@ command -v dpkg-query >/dev/null && command -v apt-get >/dev/null ||
     die "no apt here; install the equivalents of: ${packages[*]}"
 
 version_of() { dpkg-query -W -f '${Version}' "$1" 2>/dev/null || true; }
-installed=" $(dpkg-query -W -f '${db:Status-Status} ${Package}\n' "${packages[@]}" 2>/dev/null |
+# dpkg-query fails if it knows one of them not, and still prints the others.
+installed=" $({ dpkg-query -W -f '${db:Status-Status} ${Package}\n' "${packages[@]}" 2>/dev/null || true; } |
     sed -n 's/^installed //p' | tr '\n' ' ') "
 missing=()
 for package in "${packages[@]}"; do
