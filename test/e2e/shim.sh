@@ -162,8 +162,9 @@ sql "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'shi
 ok 'a terminated backend is replaced' wait_until curl -sf "$SHIM_URL/readyz"
 
 # Stopping: a request under way is answered first
-sql 'BEGIN; LOCK TABLE billing.billing_customers; SELECT pg_sleep(30)' >/dev/null 2>&1 &
-locked() { [ "$(sql "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")" = 1 ]; }
+coproc HOLDER { cluster_psql; }
+echo 'BEGIN; LOCK TABLE billing.billing_customers;' >&"${HOLDER[1]}"
+locked() { [ "$(sql "SELECT count(*) FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND granted")" = 1 ]; }
 wait_until locked
 call GET /api/billing/usage >"$RUN/late" &
 LATE=$!
@@ -171,7 +172,7 @@ waiting() { [ "$(sql "SELECT count(*) FROM pg_stat_activity WHERE usename = 'shi
 wait_until waiting
 kill -TERM "$(<"$RUN/shim.pid")"
 wait_until grep -q event=stopping "$RUN/shim.log"
-sql "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'" >/dev/null
+echo 'ROLLBACK;' >&"${HOLDER[1]}"
 wait $LATE
 is 'a request under way when the shim is stopped is answered' "$(<"$RUN/late")" 200
 ok 'then it ends' wait_until not_running shim
