@@ -1,5 +1,8 @@
 #include "test/sandbox/api.hpp"
 
+#include <openssl/evp.h>
+
+#include <algorithm>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/asio/use_awaitable.hpp>
@@ -50,6 +53,21 @@ json decode_params(const http::Request &request) {
     }
 }
 
+// Reads the key from "Bearer KEY" or, as curl -u KEY: sends it, from "Basic base64(KEY:)"; "" if there is none.
+std::string api_key_of(std::string_view header) {
+    if (header.starts_with("Bearer "))
+        return std::string(header.substr(7));
+    if (!header.starts_with("Basic ") || header.size() > 1024)
+        return {};
+    const std::string_view encoded = header.substr(6);
+    std::string decoded(encoded.size(), '\0');
+    const int length = EVP_DecodeBlock(reinterpret_cast<unsigned char *>(decoded.data()),
+                                       reinterpret_cast<const unsigned char *>(encoded.data()),
+                                       static_cast<int>(encoded.size()));
+    decoded.resize(static_cast<std::size_t>(std::max(length, 0)));
+    return decoded.substr(0, decoded.find(':'));
+}
+
 ApiError rate_limit(const std::string &message, const std::string &reason) {
     ApiError error(429, "invalid_request_error", message, "rate_limit");
     error.fields.emplace_back("stripe-rate-limited-reason", reason);
@@ -82,13 +100,12 @@ http::Response json_response(int status, const json &body) {
 }  // namespace
 
 void Api::authenticate(const http::Request &request) const {
-    const std::string_view header = request.field("authorization").value_or("");
-    const std::string_view key = header.starts_with("Bearer ") ? header.substr(7) : "";
+    const std::string key = api_key_of(request.field("authorization").value_or(""));
     if (key.empty())
         throw ApiError(401, "invalid_request_error", "You did not provide an API key.");
     if (!(key.starts_with("sk_test_") || key.starts_with("rk_test_")) || key == "sk_test_invalid")
         throw ApiError(401, "invalid_request_error",
-                       "Invalid API Key provided: " + std::string(key.substr(0, 8)) + "****");
+                       "Invalid API Key provided: " + key.substr(0, 8) + "****");
     if (key == "rk_test_readonly" && request.method != "GET")
         throw ApiError(
             403, "invalid_request_error",

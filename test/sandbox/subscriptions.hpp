@@ -29,9 +29,6 @@ class Subscriptions {
     void change(json &subscription);
 
   private:
-    json read(const Call &call, std::int64_t now);
-    json read_items(const json &given, const std::string &where);
-    Cycle read_cycle(const Call &call, const json &price, std::int64_t now);
     json first_spans(json &subscription, const Cycle &cycle, std::int64_t now, bool prorates);
     json create(const Call &call);
     json update(const Call &call);

@@ -1,0 +1,18 @@
+// What a subscription is created with: its items, its cycle, and how it is paid, read from a request and checked.
+#pragma once
+
+#include <cstdint>
+
+#include "test/sandbox/calendar.hpp"
+#include "test/sandbox/catalog.hpp"
+#include "test/sandbox/store.hpp"
+
+namespace pg_billing::sandbox {
+
+// Returns the subscription that create and preview describe: complete but for its periods, and not stored.
+json read_subscription(Store &store, const Call &call, std::int64_t now);
+
+// Returns the billing cycle the request asks for, aligned with `now` where it asks for none.
+Cycle read_cycle(const Call &call, const json &price, std::int64_t now);
+
+}  // namespace pg_billing::sandbox
