@@ -8,7 +8,8 @@ service_start() {
     [ "$(id -u)" != 0 ] || run=(setpriv --reuid postgres --regid postgres --init-groups --)
     service_stop "$name"
     server_directory "$RUN"
-    setsid "${run[@]}" "$@" >"$RUN/$name.log" 2>&1 </dev/null &
+    : >"$RUN/$name.log"  # here, not by the background job: what an earlier run left must not be read as its answer
+    setsid "${run[@]}" "$@" >>"$RUN/$name.log" 2>&1 </dev/null &
     echo $! >"$RUN/$name.pid"
 }
 
