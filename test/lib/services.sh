@@ -80,7 +80,7 @@ sandbox_start() {
 sandbox() {
     local method=$1 path=$2
     shift 2
-    curl -sS --fail-with-body --max-time 60 -X "$method" -u sk_test_pg_billing: "$SANDBOX_URL$path" "$@"
+    curl -sS --fail-with-body --max-time 60 -X "$method" -H 'Authorization: Bearer sk_test_pg_billing' "$SANDBOX_URL$path" "$@"
 }
 
 # shim_start [flags…]: starts the HTTP shim on the database in use (PGDATABASE) and, when a sandbox runs, registers
