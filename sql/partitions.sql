@@ -7,8 +7,9 @@ BEGIN
 END $$;
 
 -- Makes the partition of a day unless it exists; moves rows that had to wait in the default partition into it.
+-- The bounds are written out as text: not every way of showing a time is read back as the same time.
 CREATE FUNCTION billing._ensure_day(day date) RETURNS boolean
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET datestyle = 'ISO' AS $$
 DECLARE
     name text := 'usage_events_' || to_char(day, 'YYYYMMDD');
     starts timestamptz := day::timestamp AT TIME ZONE 'UTC';
