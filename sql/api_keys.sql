@@ -64,7 +64,7 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION 'API key is unknown, revoked or expired' USING ERRCODE = 'UB041';
     END IF;
-    IF scope <> ALL (k.scopes) THEN
+    IF (scope = ANY (k.scopes)) IS NOT TRUE THEN
         RAISE EXCEPTION 'API key "%" lacks scope "%"', k.prefix, scope USING ERRCODE = 'UB042';
     END IF;
     tenant := coalesce(k.tenant_id, nullif(begin_request.tenant_id, ''));

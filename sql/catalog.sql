@@ -31,9 +31,9 @@ BEGIN
     CREATE TABLE IF NOT EXISTS billing.plan_metrics (
         plan            text NOT NULL REFERENCES billing.plans,
         metric          text NOT NULL REFERENCES billing.metrics,
-        allowance       numeric CHECK (allowance >= 0),     -- included quantity; null: unlimited
+        allowance       numeric CHECK (allowance >= 0 AND allowance < 'Infinity'),  -- included quantity; null: unlimited
         cap             text NOT NULL CHECK (cap IN ('hard', 'soft', 'none')),
-        grace           numeric NOT NULL DEFAULT 1 CHECK (grace >= 1),  -- a soft cap refuses past allowance * grace
+        grace           numeric NOT NULL DEFAULT 1 CHECK (grace >= 1 AND grace < 'Infinity'),  -- a soft cap refuses past allowance * grace
         stripe_price_id text,
         PRIMARY KEY (plan, metric)
     );

@@ -8,7 +8,7 @@ BEGIN
         metric     text NOT NULL REFERENCES billing.metrics,
         quota      numeric CHECK (quota >= 0 AND quota < 'Infinity'),    -- null: unlimited
         cap        text NOT NULL CHECK (cap IN ('hard', 'soft', 'none')),
-        grace      numeric NOT NULL DEFAULT 1 CHECK (grace >= 1),
+        grace      numeric NOT NULL DEFAULT 1 CHECK (grace >= 1 AND grace < 'Infinity'),
         created_at timestamptz NOT NULL,
         PRIMARY KEY (tenant_id, metric)
     );
@@ -90,7 +90,8 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM billing._check_tenant(tenant_id);
     PERFORM billing._check_metric(metric);
-    IF quota < 0 OR quota IN ('NaN', 'Infinity') OR cap NOT IN ('hard', 'soft', 'none') OR NOT grace >= 1 THEN
+    IF quota < 0 OR quota IN ('NaN', 'Infinity') OR cap NOT IN ('hard', 'soft', 'none') OR NOT grace >= 1
+       OR grace IN ('NaN', 'Infinity') THEN
         RAISE EXCEPTION 'quota % with cap "%" and grace % is not valid', quota, cap, grace
             USING ERRCODE = 'UB032',
                   HINT = 'The quota is null (unlimited) or not negative; the cap is hard, soft or none; grace is at least 1.';

@@ -97,7 +97,7 @@ DECLARE
     decision billing.decision;
     unknown text;
 BEGIN
-    IF jsonb_typeof(events) <> 'array' THEN
+    IF jsonb_typeof(events) IS DISTINCT FROM 'array' THEN
         RAISE EXCEPTION 'events are not a JSON array'
             USING ERRCODE = 'UB026', HINT = 'Give an array of objects, one per event.';
     END IF;
