@@ -18,10 +18,10 @@ BEGIN
     END IF;
     SELECT * INTO q FROM billing._quota_in_force(_period.tenant_id, _period.metric, at);
     IF q.metric_name IS NULL THEN
-        PERFORM billing._check_metric(coalesce(metric, ''));
+        PERFORM billing._check_metric(metric);
     END IF;
     IF q.tenant IS NULL THEN
-        PERFORM billing._check_tenant(coalesce(tenant_id, ''));
+        PERFORM billing._check_tenant(tenant_id);
     END IF;
     IF period = 'previous' AND q.kind = 'counter' THEN
         SELECT * INTO q
@@ -54,7 +54,7 @@ LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM billing._check_tenant(get_usage_summary.tenant_id);
     RETURN QUERY
-    SELECT m.name, m.kind, m.unit, u.used, q.quota, greatest(q.quota - u.used, 0),
+    SELECT m.name, m.kind, m.unit, u.used, q.quota, CASE WHEN q.quota IS NOT NULL THEN greatest(q.quota - u.used, 0) END,
            round(100 * u.used / nullif(q.quota, 0), 2), q.cap, lower(q.period), upper(q.period)
       FROM billing.metrics m,
            LATERAL billing._quota_in_force(get_usage_summary.tenant_id, m.name, billing.now()) q,
