@@ -24,7 +24,7 @@ SELECT billing._register_database();
 CREATE FUNCTION billing._check_bound(tenant_id text) RETURNS void
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    bound text := nullif(current_setting('pg_billing.tenant_id'), '');
+    bound text := billing.current_tenant();
 BEGIN
     IF bound <> tenant_id THEN
         RAISE EXCEPTION 'session of tenant "%" may not act for tenant "%"', bound, tenant_id
