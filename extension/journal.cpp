@@ -120,8 +120,8 @@ Counter *hold(const CounterKey &key) {
 Reserve reserve(Counter *counter, int64 amount, int64 limit, int64 *used) {
     Entry *entry = find(counter, GetCurrentTransactionNestLevel(), count);
     if (amount < 0) {
-        *used = counter_used(counter) + amount;
         entry->owed += amount;
+        *used = counter_used(counter) + entry->owed;
         return Reserve::done;
     }
     const Reserve result = reserve_on_counter(counter, amount, limit, used);

@@ -39,13 +39,15 @@ struct Call {
     int64 units = 0;
 };
 
-// What of a value is shown in a message.
+// What of a value is shown in a message: whole characters, and not so many that they crowd out the rest.
 std::string shown(std::string_view value) {
-    return std::string(value.substr(0, 64));
+    const int size = static_cast<int>(value.size());
+    return std::string(value.substr(0, pg_mbcliplen(value.data(), size, 64)));
 }
 
 std::string shown(Numeric value) {
-    return pg_call([&] { return DatumGetCString(DirectFunctionCall1(numeric_out, NumericGetDatum(value))); });
+    return shown(std::string_view(
+        pg_call([&] { return DatumGetCString(DirectFunctionCall1(numeric_out, NumericGetDatum(value))); })));
 }
 
 std::string shown(TimestampTz value) {
