@@ -117,7 +117,10 @@ json Store::render(const json &object, const std::vector<std::string> &expand) {
 
 json Store::render(const json &object, const ExpandTree &expand) {
     static const ExpandTree kNothing;
-    const std::string kind = object.value("object", "");
+    // In an event's data the member of that name is the object itself.
+    const auto kind_member = object.find("object");
+    const std::string kind =
+        kind_member != object.end() && kind_member->is_string() ? kind_member->get<std::string>() : "";
     json out = json::object();
     for (const auto &[name, value] : object.items()) {
         const auto wanted = expand.members.find(name);
