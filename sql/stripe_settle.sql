@@ -33,9 +33,10 @@ BEGIN
     PERFORM billing._refresh_quotas(tenant);
 END $$;
 
--- Stores lines of an invoice.
-CREATE FUNCTION billing._apply_invoice_lines(tenant text, invoice text, lines jsonb) RETURNS void
+-- Stores lines of an invoice; with the first of them, what was stored before is gone: a draft's lines change.
+CREATE FUNCTION billing._apply_invoice_lines(tenant text, invoice text, lines jsonb, first boolean) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    DELETE FROM billing.invoice_lines l WHERE $4 AND l.tenant_id = $1 AND l.stripe_invoice_id = $2;
     INSERT INTO billing.invoice_lines AS l
     SELECT $1, $2, line ->> 'id',
            (SELECT i.metric FROM billing.subscription_items i
@@ -81,7 +82,7 @@ BEGIN
                         format('/v1/invoices/%s/lines', invoice ->> 'id'), '{"limit": 100}');
         END IF;
     ELSE
-        PERFORM billing._apply_invoice_lines(tenant, invoice ->> 'id', invoice #> '{lines,data}');
+        PERFORM billing._apply_invoice_lines(tenant, invoice ->> 'id', invoice #> '{lines,data}', true);
     END IF;
 END $$;
 
@@ -152,7 +153,8 @@ BEGIN
     WHEN 'invoice_fetch' THEN
         PERFORM billing._apply_invoice(r.tenant_id, response);
     WHEN 'invoice_lines' THEN
-        PERFORM billing._apply_invoice_lines(r.tenant_id, r.subject, response -> 'data');
+        PERFORM billing._apply_invoice_lines(r.tenant_id, r.subject, response -> 'data',
+                                             NOT r.params ? 'starting_after');
         IF (response ->> 'has_more')::boolean THEN
             PERFORM billing._stripe_enqueue(r.tenant_id, r.kind, r.subject, 'GET', r.path,
                         r.params || jsonb_build_object('starting_after', response #>> '{data,-1,id}'));
@@ -175,8 +177,12 @@ DECLARE
     verdict text := outcome;
     complaint text := error;
 BEGIN
-    -- A product of ours that exists already is as good as created.
-    IF verdict = 'failed' AND response #>> '{error,code}' = 'resource_already_exists' THEN
+    -- A product of ours that exists already is as good as created. Other objects have ids of Stripe's own, which such
+    -- a refusal does not give.
+    IF verdict = 'failed' AND response #>> '{error,code}' = 'resource_already_exists'
+       AND EXISTS (SELECT FROM billing.stripe_outbox o
+                    WHERE o.tenant_id = _stripe_settle.tenant_id AND o.id = _stripe_settle.id
+                      AND o.kind = 'product_create') THEN
         verdict := 'delivered';
     END IF;
     UPDATE billing.stripe_outbox o
