@@ -1,0 +1,48 @@
+\set ECHO none
+-- Stripe's part in tests without a Stripe, to be read after lib/regress.sql: settle() gives one answer, stripe() answers
+-- every request that is due, and what those lead to, as Stripe would when all is well.
+
+-- Settles the request of that kind and subject which is being sent; fails if there is none.
+CREATE PROCEDURE settle(tenant text, kind text, subject text, outcome text, response jsonb DEFAULT NULL,
+                        http_status int DEFAULT 200, retry_in interval DEFAULT NULL)
+LANGUAGE plpgsql AS $$
+DECLARE
+    o billing.stripe_outbox;
+BEGIN
+    SELECT * INTO STRICT o FROM billing.stripe_outbox x
+     WHERE x.tenant_id = tenant AND x.kind = settle.kind AND x.subject = settle.subject AND x.state = 'sending';
+    PERFORM billing._stripe_settle(o.tenant_id, o.id, o.attempts, outcome, http_status, response,
+                                   response #>> '{error,message}', retry_in);
+END $$;
+
+CREATE FUNCTION answer(tenant text, kind text, subject text, params jsonb) RETURNS jsonb
+LANGUAGE sql AS $$
+    SELECT CASE kind
+        WHEN 'product_create' THEN jsonb_build_object('id', params ->> 'id')
+        WHEN 'meter_find' THEN '{"data": [], "has_more": false}'
+        WHEN 'meter_create' THEN jsonb_build_object('id', 'mtr_' || subject)
+        WHEN 'price_find' THEN '{"data": []}'
+        WHEN 'price_create' THEN jsonb_build_object('id', 'price_' || subject)
+        WHEN 'customer_create' THEN jsonb_build_object('id', 'cus_' || tenant)
+        WHEN 'subscription_create' THEN
+            jsonb_build_object('id', 'sub_' || subject, 'status', 'active', 'metadata', params -> 'metadata', 'items',
+                jsonb_build_object('data', (SELECT jsonb_agg(jsonb_build_object('id', 'si_' || (i ->> 'price'), 'price',
+                        jsonb_build_object('id', i ->> 'price'), 'current_period_start', params -> 'backdate_start_date',
+                        'current_period_end', params -> 'billing_cycle_anchor'))
+                    FROM jsonb_array_elements(params -> 'items') i)))
+        ELSE '{}' END
+$$;
+
+CREATE PROCEDURE stripe() LANGUAGE plpgsql AS $$
+DECLARE
+    c record;
+BEGIN
+    WHILE billing._stripe_plan() > 0 OR EXISTS (SELECT FROM billing.stripe_outbox WHERE state IN ('waiting', 'sending')) LOOP
+        FOR c IN SELECT * FROM billing._stripe_claim(1000, '1 minute') LOOP
+            PERFORM billing._stripe_settle(c.tenant_id, c.id, c.attempt, 'delivered', 200,
+                        (SELECT answer(o.tenant_id, o.kind, o.subject, o.params) FROM billing.stripe_outbox o
+                          WHERE o.tenant_id = c.tenant_id AND o.id = c.id), NULL, NULL);
+        END LOOP;
+    END LOOP;
+END $$;
+\set ECHO all
