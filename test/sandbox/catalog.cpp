@@ -26,16 +26,18 @@ std::vector<std::string> split_path(const std::string &path) {
 Param &node_at(Param &root, const std::string &name) {
     Param *node = &root;
     for (std::size_t at = 0; at < name.size();) {
-        const std::size_t end = std::min(name.find_first_of("[]", at), name.size());
-        if (end > at) {
-            node = &node->members[name.substr(at, end - at)];
-        } else if (name.compare(at, 2, "[]") == 0) {
+        const bool bracketed = name[at] == '[';
+        const std::size_t end = bracketed ? name.find(']', at) : std::min(name.find('[', at), name.size());
+        const std::string part = bracketed ? name.substr(at + 1, end - at - 1) : name.substr(at, end - at);
+        at = bracketed ? end + 1 : end;
+        if (!part.empty()) {
+            node = &node->members[part];
+        } else {
             if (!node->element)
                 node->element = std::make_unique<Param>();
             node = node->element.get();
         }
-        at = end + 1;
-        node->name = name.substr(0, end);
+        node->name = name.substr(0, at);
     }
     return *node;
 }
@@ -199,7 +201,8 @@ json typed(const Param &param, const std::string &name, const json &value) {
 // Whether a handler honours the parameter: it, something it lies in, or (for a container) something in it is
 // listed.
 bool honoured(const std::set<std::string> &modelled, const std::string &name) {
-    return name == "expand" || std::any_of(modelled.begin(), modelled.end(), [&](const std::string &listed) {
+    return name == "expand" || name == "expand[]" ||
+           std::any_of(modelled.begin(), modelled.end(), [&](const std::string &listed) {
                return name == listed || name.starts_with(listed + "[") || listed.starts_with(name + "[");
            });
 }

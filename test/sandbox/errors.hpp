@@ -41,8 +41,9 @@ inline ApiError invalid(const std::string &message, std::string param = {}, std:
 
 // The id names nothing.
 inline ApiError no_such(const std::string &kind, const std::string &id, std::string param = "id") {
-    return ApiError(param == "id" ? 404 : 400, "invalid_request_error", "No such " + kind + ": '" + id + "'",
-                    "resource_missing", std::move(param));
+    const int status = param == "id" ? 404 : 400;
+    return ApiError(status, "invalid_request_error", "No such " + kind + ": '" + id + "'", "resource_missing",
+                    std::move(param));
 }
 
 // Stripe could, this sandbox cannot: said aloud rather than ignored.
