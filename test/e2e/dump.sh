@@ -16,13 +16,14 @@ sql 'SELECT billing.run_stripe_sync()' >/dev/null
 
 # Every table's rows as one digest per table.
 digests() {
-    sql "SELECT format('SELECT %L, count(*), md5(string_agg(md5(t::text), '''' ORDER BY md5(t::text))) FROM %s t',
-                c.oid::regclass, c.oid::regclass)
-           FROM pg_class c WHERE relnamespace = 'billing'::regnamespace AND relkind = 'r' ORDER BY 1" |
-        cluster_psql -f - | sort
+    cluster_psql <<'SQL' | sort
+SELECT format('SELECT %L, count(*), md5(string_agg(md5(t::text), %L ORDER BY md5(t::text))) FROM %s t',
+              oid::regclass, '', oid::regclass)
+  FROM pg_class WHERE relnamespace = 'billing'::regnamespace AND relkind = 'r' \gexec
+SQL
 }
 # Waits for workers to be done: only then do two looks at the source see the same.
-sql 'ALTER SYSTEM SET pg_billing.database_workers = off; SELECT pg_reload_conf()' >/dev/null
+cluster_reload main pg_billing.database_workers=off
 workers_idle() { [ -z "$(sql "SELECT pid FROM pg_stat_activity WHERE backend_type ~ '^pg_billing (rollup|stripe)'")" ]; }
 wait_until workers_idle
 
@@ -43,7 +44,7 @@ is 'sequences go on where they were' \
     "$(sql "SELECT nextval(pg_get_serial_sequence('billing.stripe_outbox', 'id')) > max(id) FROM billing.stripe_outbox")" t
 is 'install() on the copy changes no row' "$(sql 'SELECT billing.install()' >/dev/null; digests)" "$before"
 
-sql 'ALTER SYSTEM RESET pg_billing.database_workers; SELECT pg_reload_conf()' >/dev/null
+cluster_reload main pg_billing.database_workers=on
 like 'submission is paused on the copy' "$(sql 'SELECT billing.run_stripe_sync()' 2>&1)" 'this database is a copy'
 sent=$(sandbox GET '/_sandbox/requests?path_prefix=/v1' | jq length)
 sql "SELECT billing.record_usage('acme', 'llm_tokens', 5, 'on the copy'); SELECT billing.run_rollup();
