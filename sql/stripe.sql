@@ -145,6 +145,7 @@ DECLARE
     began timestamptz := clock_timestamp();
     deadline timestamptz := began + timeout;
     reason text;
+    done boolean;
     pending bigint;
     refused text;
 BEGIN
@@ -154,8 +155,9 @@ BEGIN
             RAISE EXCEPTION 'submission to Stripe is paused: %', reason
                 USING ERRCODE = 'UB061', HINT = 'Mend the cause, then call billing.adopt() or billing.resume_stripe().';
         END IF;
-        EXIT WHEN billing._request_run('stripe', greatest(0, extract(epoch FROM deadline - clock_timestamp()) * 1000)::bigint)
-              AND billing._stripe_ready() IS NULL
+        -- A statement of its own: what the run left behind is seen only by a snapshot taken after it.
+        done := billing._request_run('stripe', greatest(0, extract(epoch FROM deadline - clock_timestamp()) * 1000)::bigint);
+        EXIT WHEN done AND billing._stripe_ready() IS NULL
               AND NOT EXISTS (SELECT FROM billing.stripe_outbox o WHERE o.state IN ('waiting', 'sending'));
         IF clock_timestamp() >= deadline THEN
             SELECT count(*) INTO pending FROM billing.stripe_outbox o WHERE o.state IN ('waiting', 'sending');
