@@ -1,0 +1,55 @@
+-- What each group role may read and call; nobody but the owner writes to a table.
+BEGIN;
+SELECT plan(16);
+
+CREATE TEMP VIEW tables AS
+    SELECT c.oid, c.relname, c.relispartition, c.relacl, c.relowner FROM pg_class c
+     WHERE c.relnamespace = 'billing'::regnamespace AND c.relkind IN ('r', 'p');
+CREATE TEMP VIEW readable AS
+    SELECT r.role, t.relname FROM tables t, unnest(ARRAY['billing_tenant', 'billing_app', 'billing_admin']) r (role)
+     WHERE has_table_privilege(r.role, t.oid, 'select');
+CREATE TEMP VIEW callable AS
+    SELECT r.role, p.proname FROM pg_proc p, unnest(ARRAY['billing_tenant', 'billing_app', 'billing_admin']) r (role)
+     WHERE p.pronamespace = 'billing'::regnamespace AND has_function_privilege(r.role, p.oid, 'execute');
+
+SELECT is_empty($$SELECT rolname FROM pg_roles WHERE rolname LIKE 'billing\_%' AND (rolcanlogin OR rolsuper OR rolbypassrls OR rolcreaterole OR rolcreatedb OR rolreplication)$$,
+    'the group roles can neither log in nor anything else');
+SELECT is_empty($$SELECT a.roleid::regrole, a.member::regrole FROM pg_auth_members a JOIN pg_roles r ON r.oid = a.member WHERE r.rolname LIKE 'billing\_%'$$,
+    'nor are they members of other roles');
+SELECT is_empty($$SELECT t.relname, a.grantee::regrole, a.privilege_type FROM tables t, aclexplode(t.relacl) a
+    WHERE a.grantee <> t.relowner AND (a.privilege_type <> 'SELECT' OR a.grantee = 0 OR a.is_grantable)$$,
+    'tables are granted for reading only, and not to PUBLIC');
+SELECT is_empty($$SELECT role, relname FROM readable JOIN tables USING (relname) WHERE relispartition$$, 'partitions are granted to nobody');
+SELECT is_empty($$SELECT a.attrelid::regclass, a.attname FROM pg_attribute a JOIN tables t ON t.oid = a.attrelid WHERE a.attacl IS NOT NULL$$,
+    'no column is granted by itself');
+SELECT is_empty($$SELECT c.relname, a.grantee::regrole FROM pg_class c, aclexplode(c.relacl) a
+    WHERE c.relnamespace = 'billing'::regnamespace AND c.relkind = 'S' AND a.grantee <> c.relowner$$, 'no sequence is granted');
+SELECT is_empty($$SELECT a.grantee::regrole, a.privilege_type FROM pg_namespace n, aclexplode(n.nspacl) a
+    WHERE n.nspname = 'billing' AND a.grantee <> n.nspowner AND (a.privilege_type <> 'USAGE' OR a.grantee = 0)$$,
+    'the groups may use the schema, and create nothing in it');
+
+SELECT set_eq($$SELECT relname::text FROM readable WHERE role = 'billing_tenant'$$, ARRAY['metrics', 'plans', 'plan_metrics', 'price_tiers',
+    'billing_customers', 'subscriptions', 'subscription_items', 'quota_overrides', 'usage_quotas', 'usage_event_keys', 'usage_events', 'usage_deltas',
+    'usage_aggregates', 'usage_alerts', 'invoices', 'invoice_lines', 'tenant_roles'], 'billing_tenant reads these tables');
+SELECT set_eq($$SELECT relname FROM readable WHERE role = 'billing_app'$$, $$SELECT relname FROM readable WHERE role = 'billing_tenant'$$,
+    'billing_app the same');
+SELECT set_eq($$SELECT relname FROM readable WHERE role = 'billing_admin'$$, $$SELECT relname FROM tables WHERE NOT relispartition$$,
+    'billing_admin all');
+SELECT set_eq($$SELECT proname::text FROM callable WHERE role = 'billing_tenant' AND proname NOT LIKE '\_%'$$, ARRAY['now', 'current_tenant', 'installed_version',
+    'check_quota', 'get_subscription', 'get_current_usage', 'get_usage_summary', 'is_over_quota', 'get_usage_percentage'],
+    'billing_tenant calls what looks at its own');
+SELECT set_eq($$SELECT proname::text FROM callable WHERE role = 'billing_app' EXCEPT SELECT proname FROM callable WHERE role = 'billing_tenant'$$,
+    ARRAY['record_usage', 'try_consume', 'consume', 'record_usage_batch', '_record_each', 'create_customer', 'create_subscription', 'begin_request', 'receive_webhook'],
+    'billing_app records and creates as well');
+SELECT set_eq($$SELECT proname::text FROM callable WHERE role = 'billing_admin' EXCEPT SELECT proname FROM callable WHERE role = 'billing_app'$$,
+    ARRAY['set_quota', 'clear_quota', 'create_api_key', 'revoke_api_key', 'run_rollup', 'maintain', 'run_stripe_sync', 'adopt', 'resume_stripe'],
+    'billing_admin administers as well');
+SELECT is_empty($$SELECT proname FROM callable WHERE role = 'billing_app' EXCEPT SELECT proname FROM callable WHERE role = 'billing_admin'$$,
+    'and does all that billing_app does');
+SELECT set_eq($$SELECT DISTINCT proname::text FROM callable JOIN pg_proc p USING (proname) WHERE proname LIKE '\_%' AND p.prosecdef$$,
+    ARRAY[]::text[], 'no private function that anybody may call has raised rights');
+SELECT set_eq($$SELECT p.proname::text FROM pg_proc p WHERE p.pronamespace = 'billing'::regnamespace AND p.proname NOT LIKE '\_%'
+      AND p.proname NOT IN (SELECT proname FROM callable)$$, ARRAY['install'], 'only a superuser installs');
+
+SELECT * FROM finish();
+ROLLBACK;
