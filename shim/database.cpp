@@ -94,6 +94,7 @@ struct Database::Connection : std::enable_shared_from_this<Connection> {
     std::optional<Socket> socket;
     std::deque<std::shared_ptr<Job>> in_flight;
     std::unordered_map<std::string_view, Prepared> prepared;
+    std::string given_up;  // why, if it was not libpq that found the connection lost
     bool up = false, writing = false, closing = false;
 
     // Connects, serves, and connects again until closed.
@@ -107,7 +108,8 @@ struct Database::Connection : std::enable_shared_from_this<Connection> {
                 complained = false;
                 co_await self->serve();
                 if (!self->closing)
-                    log("database_lost", {{"error", message_of(self->pg)}});
+                    log("database_lost",
+                        {{"error", self->given_up.empty() ? message_of(self->pg) : self->given_up}});
             } else if (!self->closing && !std::exchange(complained, true)) {
                 log("database_unreachable", {{"error", message_of(self->pg)}});
             }
@@ -281,6 +283,7 @@ struct Database::Connection : std::enable_shared_from_this<Connection> {
 
     void disconnect() {
         up = false;
+        given_up.clear();
         release_socket();
         PQfinish(std::exchange(pg, nullptr));
         prepared.clear();
@@ -322,8 +325,10 @@ awaitable<Rows> Database::run(std::vector<Statement> statements) {
     error_code ignored;
     if (!job->finished)
         co_await job->done.async_wait(with_error(ignored));
-    if (!job->finished)
+    if (!job->finished) {
+        connection->given_up = "no answer in time";
         connection->drop();
+    }
     if (!job->finished || job->lost)
         throw unavailable(
             "The database connection was lost: the outcome is unknown. Repeat the request with the same "
