@@ -55,7 +55,12 @@ clock_reached() { [ "$(sql "SELECT abs(extract(epoch FROM billing.now()) - $1) <
 stripe_clock_ready() {
     [ "$(sandbox GET "/v1/test_helpers/test_clocks/$stripe_clock" | jq -r .status)" = ready ]
 }
-sync_stripe() { sql "SELECT billing.run_stripe_sync('2 minutes')" >/dev/null; }
+sync_stripe() {
+    sql "SELECT billing.run_stripe_sync('2 minutes')" >/dev/null
+    local refused
+    refused=$(sql "SELECT kind || ': ' || error FROM billing.stripe_outbox WHERE state = 'failed' LIMIT 1")
+    [ -z "$refused" ] || die "Stripe refuses a request: $refused"
+}
 
 step "starting PostgreSQL, Redis, the sandbox Stripe and the shim"
 redis_start
@@ -97,8 +102,9 @@ wait_until -t 120 all_invoiced
 echo
 sandbox GET /_sandbox/state >"$RUN/stripe_state.json"
 proven=0
-"$PG_BIN/psql" -XqP pager=off -v ON_ERROR_STOP=1 -v stripe_state="$RUN/stripe_state.json" -f test/demo/report.sql ||
-    proven=1
+read -r requests tokens < <(awk -F, 'NR > 1 { n++; sum += $2 + $3 } END { printf "%d %d\n", n, sum }' "$trace")
+"$PG_BIN/psql" -XqP pager=off -v ON_ERROR_STOP=1 -v stripe_state="$RUN/stripe_state.json" \
+    -v trace_requests="$requests" -v trace_tokens="$tokens" -f test/demo/report.sql || proven=1
 step "done"
 cat <<END
 

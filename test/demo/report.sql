@@ -6,7 +6,7 @@
 
 -- What Stripe's meters hold, by its own account.
 CREATE TEMP TABLE stripe AS
-SELECT c.tenant_id, meter.key AS metric, (customer.value #>> '{}')::numeric AS quantity
+SELECT c.tenant_id, meter.key AS metric, (customer.value ->> 'total')::numeric AS quantity
   FROM jsonb_each(:'stripe'::jsonb -> 'meters') meter,
        jsonb_each(meter.value -> 'customers') customer
   JOIN billing.billing_customers c ON c.stripe_customer_id = customer.key;
@@ -14,7 +14,7 @@ SELECT c.tenant_id, meter.key AS metric, (customer.value #>> '{}')::numeric AS q
 -- Each tenant's hour: what it asked for, what counted, and what its invoice for the period says.
 CREATE TEMP TABLE tenants AS
 SELECT t.tenant_id, s.plan, pm.allowance AS quota, r.requests, r.denied, r.tokens, r.denied_tokens,
-       coalesce(st.quantity, 0) AS stripe_tokens, i.stripe_invoice_id, i.total / 100 AS invoice_total
+       coalesce(st.quantity, 0) AS stripe_tokens, i.stripe_invoice_id, round(i.total / 100, 2) AS invoice_total
   FROM billing.billing_customers t
   JOIN billing.subscriptions s USING (tenant_id)
   JOIN billing.plan_metrics pm ON pm.plan = s.plan AND pm.metric = 'llm_tokens'
@@ -26,9 +26,9 @@ SELECT t.tenant_id, s.plan, pm.allowance AS quota, r.requests, r.denied, r.token
   LEFT JOIN billing.invoices i ON i.tenant_id = t.tenant_id AND i.billing_reason = 'subscription_cycle';
 
 \echo 'By plan'
-SELECT plan, count(*) AS tenants, sum(requests) AS requests, sum(denied) AS denied, sum(tokens) AS "LLM tokens",
-       sum(stripe_tokens) AS "tokens at Stripe", sum(invoice_total) AS "invoiced, $"
-  FROM tenants GROUP BY plan ORDER BY sum(invoice_total) DESC;
+SELECT plan, count(*) AS tenants, quota AS "quota of each", sum(requests) AS requests, sum(denied) AS denied,
+       sum(tokens) AS "LLM tokens", sum(stripe_tokens) AS "tokens at Stripe", sum(invoice_total) AS "invoiced, $"
+  FROM tenants GROUP BY plan, quota ORDER BY sum(invoice_total) DESC;
 
 \echo 'The five largest tenants'
 SELECT tenant_id AS tenant, plan, requests, denied, tokens AS "LLM tokens", quota, stripe_tokens AS "tokens at Stripe",
@@ -36,7 +36,7 @@ SELECT tenant_id AS tenant, plan, requests, denied, tokens AS "LLM tokens", quot
   FROM tenants ORDER BY requests + denied DESC, tenant_id LIMIT 5;
 
 \echo 'Their invoices: usage of the period that ended, and the next one''s flat fee'
-SELECT l.tenant_id AS tenant, l.description AS line, l.quantity, l.amount / 100 AS "amount, $"
+SELECT l.tenant_id AS tenant, l.description AS line, l.quantity, round(l.amount / 100, 2) AS "amount, $"
   FROM (SELECT * FROM tenants ORDER BY requests + denied DESC, tenant_id LIMIT 5) t
   JOIN billing.invoice_lines l USING (tenant_id, stripe_invoice_id)
  WHERE l.amount > 0 OR l.quantity > 0
@@ -44,15 +44,16 @@ SELECT l.tenant_id AS tenant, l.description AS line, l.quantity, l.amount / 100 
 
 -- The replay's own log against every stage usage goes through.
 CREATE TEMP TABLE proof AS
-SELECT m.metric, m.asked, m.denied, m.asked - m.denied AS recorded,
+SELECT m.metric, m.in_trace AS "in the trace", m.asked, m.denied, m.asked - m.denied AS recorded,
        (SELECT coalesce(sum(quantity), 0) FROM billing.usage_events u WHERE u.metric = m.metric) AS events,
        (SELECT coalesce(sum(quantity), 0) FROM billing.usage_aggregates a WHERE a.metric = m.metric) AS aggregates,
        (SELECT coalesce(sum(quantity), 0) FROM stripe s WHERE s.metric = m.metric) AS "at Stripe",
        (SELECT coalesce(sum(quantity), 0) FROM billing.invoice_lines l WHERE l.metric = m.metric) AS invoiced
-  FROM (SELECT 'api_calls' AS metric, count(*)::numeric AS asked, (count(*) FILTER (WHERE NOT allowed))::numeric AS denied
+  FROM (SELECT 'api_calls' AS metric, :trace_requests::numeric AS in_trace, count(*)::numeric AS asked,
+               (count(*) FILTER (WHERE NOT allowed))::numeric AS denied
           FROM demo.requests
         UNION ALL
-        SELECT 'llm_tokens', sum(tokens), coalesce(sum(tokens) FILTER (WHERE NOT allowed), 0) FROM demo.requests) m;
+        SELECT 'llm_tokens', :trace_tokens, sum(tokens), coalesce(sum(tokens) FILTER (WHERE NOT allowed), 0) FROM demo.requests) m;
 
 CREATE TEMP TABLE counts AS
 SELECT (SELECT count(*) FROM demo.requests) AS requests,
@@ -62,7 +63,7 @@ SELECT (SELECT count(*) FROM demo.requests) AS requests,
        (SELECT count(*) FROM billing.usage_event_keys) AS "distinct keys",
        (SELECT sum(events) FROM billing.usage_aggregates) AS "events aggregated";
 
-\echo 'The proof: asked - denied = recorded = events = aggregates = at Stripe = invoiced, although each event was sent twice'
+\echo 'The proof: in the trace = asked; asked - denied = recorded = events = aggregates = at Stripe = invoiced, although each event was sent twice'
 TABLE proof;
 TABLE counts;
 
@@ -71,7 +72,7 @@ DECLARE
     wrong text;
 BEGIN
     SELECT string_agg(p.metric, ', ') INTO wrong FROM proof p
-     WHERE (p.recorded = p.events AND p.events = p.aggregates AND p.aggregates = p."at Stripe"
+     WHERE (p."in the trace" = p.asked AND p.recorded = p.events AND p.events = p.aggregates AND p.aggregates = p."at Stripe"
             AND p."at Stripe" = p.invoiced) IS NOT TRUE;
     IF wrong IS NULL AND EXISTS (SELECT FROM counts c
             WHERE (c.allowed = c."requests recorded" AND c.events = 2 * c.allowed AND c.events = c."distinct keys"
