@@ -12,6 +12,7 @@ ALTER DATABASE :"DBNAME" SET timezone = 'UTC';
 \setenv PGTZ
 \setenv PGDATESTYLE ISO
 \c -
+SET intervalstyle = postgres;
 CREATE EXTENSION pg_billing;
 SELECT FROM billing.install() \g /dev/null
 
