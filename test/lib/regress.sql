@@ -6,7 +6,7 @@
 --     \set begin :tests /lib/regress.sql
 --     \i :begin
 SET client_min_messages = warning;
-SELECT extract(epoch FROM timestamptz '2030-01-31 12:30+00' - clock_timestamp())::bigint AS shift \gset
+SELECT ceil(extract(epoch FROM timestamptz '2030-01-31 12:30+00' - clock_timestamp()))::bigint AS shift \gset
 ALTER DATABASE :"DBNAME" SET pg_billing.time_shift = :shift;
 ALTER DATABASE :"DBNAME" SET timezone = 'UTC';
 \setenv PGTZ
