@@ -51,8 +51,7 @@ json Subscriptions::first_spans(json &subscription, const Cycle &cycle, std::int
             numerator = 0;
         for (const json &item : items_of(subscription)) {
             if (!metered(store_.get("price", item["price"])))
-                spans.push_back(numerator == whole ? span_of(item, from, to)
-                                                   : span_of(item, from, to, numerator, whole));
+                spans.push_back(span_of(item, from, to, numerator, whole));
             else if (to <= now)
                 spans.push_back(span_of(item, from, to));
         }
@@ -301,13 +300,15 @@ void Subscriptions::model(Catalog &catalog) {
         {"customer", "status", "created", "test_clock", "limit", "starting_after", "ending_before"},
         [this](const Call &call) {
             const std::string status = call.text("status");
+            // A test clock's subscriptions are listed only where the clock or a customer is asked for.
             return store_.list("subscription", "/v1/subscriptions", call.params, [&](const json &row) {
                 const bool fits = status.empty()      ? row["status"] != "canceled"
                                   : status == "all"   ? true
                                   : status == "ended" ? row["ended_at"].is_number()
                                                       : row["status"] == status;
                 return fits && (!call.has("customer") || row["customer"] == call.params["customer"]) &&
-                       (!call.has("test_clock") || row["test_clock"] == call.params["test_clock"]) &&
+                       (call.has("test_clock") ? row["test_clock"] == call.params["test_clock"]
+                                               : call.has("customer") || row["test_clock"].is_null()) &&
                        in_range(call.params.value("created", json()), row["created"]);
             });
         });

@@ -119,6 +119,13 @@ TEST(StripeRetry, ReadsHeadersAsTheyArrive) {
     EXPECT_EQ(answer.rate_limited_reason, "global-rate");
     EXPECT_TRUE(answer.replayed);
 
+    Answer final;
+    for (const char *line : {"HTTP/1.1 103 Early Hints\r\n", "Idempotent-Replayed: true\r\n",
+                             "Request-Id: req_0\r\n", "HTTP/1.1 200 OK\r\n"})
+        final.read_header(line);
+    EXPECT_FALSE(final.replayed) << "an interim answer leaves nothing behind";
+    EXPECT_EQ(final.request_id, "");
+
     Answer other;
     for (const char *line :
          {"Retry-After: Wed, 21 Oct 2026 07:28:00 GMT\r\n", "Stripe-Should-Retry: perhaps\r\n"})

@@ -324,6 +324,8 @@ test('cancelling: at once, with the usage so far, or at the period’s end', asy
     assert.deepEqual(items.data.map((i) => i.price.id), [flat.id, tiered.id]);
     assert.deepEqual((await stripe.subscriptions.list({ customer: customer.id })).data, []);
     assert.equal((await stripe.subscriptions.list({ customer: customer.id, status: 'all' })).data.length, 2);
+    assert.equal((await stripe.subscriptions.list({ test_clock: clock.id, status: 'ended' })).data.length, 2);
+    assert.equal((await stripe.subscriptions.list({ status: 'all' })).data.length, 0, 'a clock’s own are not listed');
 });
 
 test('a year passes in one step, in order', async () => {

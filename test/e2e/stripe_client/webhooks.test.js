@@ -101,6 +101,7 @@ test('a subscription’s life is told in events', async () => {
     await until(() => JSON.stringify(counts()) === JSON.stringify(expected), 'every event');
     const renewal = received.map(({ body }) => JSON.parse(body)).find((e) => e.type === 'customer.subscription.updated');
     assert.ok(renewal.data.previous_attributes.latest_invoice);
+    assert.equal(renewal.created, 1767225600 + 31 * 86400, 'the clock showed the moment of renewal');
     await stripe.webhookEndpoints.del(endpoint.id);
 });
 
