@@ -53,7 +53,7 @@ export async function until(condition, what) {
     for (const end = Date.now() + 10_000; Date.now() < end; ) {
         const value = await condition();
         if (value) return value;
-        await new Promise((resolve) => setTimeout(resolve, 10));
+        await new Promise(setImmediate);
     }
     assert.fail(`waited in vain for ${what}`);
 }
