@@ -69,7 +69,7 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     INSERT INTO billing.usage_quotas AS u (tenant_id, metric, period_start, period_end, quota, cap, grace)
     SELECT q.tenant, q.metric_name, lower(q.period), upper(q.period), q.quota, q.cap, q.grace
       FROM billing.metrics m, billing._quota_in_force($1, m.name, billing.now()) q
-     WHERE q.tenant IS NOT NULL AND q.cap IS NOT NULL
+     WHERE q.tenant IS NOT NULL
     ON CONFLICT ON CONSTRAINT usage_quotas_pkey
     DO UPDATE SET period_end = excluded.period_end, quota = excluded.quota, cap = excluded.cap, grace = excluded.grace
 $$;

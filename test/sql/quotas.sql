@@ -91,6 +91,11 @@ SELECT * FROM billing.record_usage('bare', 'api_calls', 7);
 SELECT billing.set_quota('bare', 'api_calls', 8);
 SELECT * FROM billing.try_consume('bare', 'api_calls');
 SELECT * FROM billing.try_consume('bare', 'api_calls');
+-- which ended, none is in force any more, neither here nor for the alerts
+SELECT quota, cap FROM billing.usage_quotas WHERE tenant_id = 'bare' AND metric = 'api_calls';
+SELECT billing.clear_quota('bare', 'api_calls');
+SELECT quota, cap FROM billing.usage_quotas WHERE tenant_id = 'bare' AND metric = 'api_calls';
+SELECT status, reason FROM billing.check_quota('bare', 'api_calls');
 -- a subscription that has a problem
 SELECT FROM billing.create_customer('late', 'Late', 'l@l.example', stripe => false) \g /dev/null
 SELECT FROM billing.create_subscription('late', 'standard') \g /dev/null
