@@ -63,7 +63,7 @@ char *execute_among_frames(const char *statement, int frames) {
     if (kind == "failure, message alone")
         throw Failure(MAKE_SQLSTATE('X', 'Y', '1', '2', '4'), "just a message: 100 %s");
     if (kind == "failure, long") {
-        std::string text = "x";
+        std::string text;  // of an even number of bytes: the room for it is odd
         for (int i = 0; i < 1000; i++)
             text += "\xc3\xbc";
         throw Failure(MAKE_SQLSTATE('X', 'Y', '1', '2', '5'), text, text, text);

@@ -27,7 +27,9 @@ BEGIN
     RETURN 'no error';
 EXCEPTION WHEN OTHERS OR query_canceled THEN
     GET STACKED DIAGNOSTICS detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
-    RETURN concat_ws('|', SQLSTATE, SQLERRM, detail, hint, border.live(), border.pending());
+    -- there and back checks the encoding, of which psql would show whole characters only
+    RETURN convert_from(convert_to(concat_ws('|', SQLSTATE, SQLERRM, detail, hint, border.live(), border.pending()),
+                                   'UTF8'), 'UTF8');
 END \$\$;
 CREATE FUNCTION border.raise(message text) RETURNS void LANGUAGE plpgsql AS \$\$
 BEGIN
@@ -42,7 +44,7 @@ is 'a Failure becomes an error with its SQLSTATE, message, DETAIL and HINT' \
 is 'without DETAIL and HINT it has none, and its text is no format' \
     "$(error "SELECT border.throw('failure, message alone')")" 'XY124|just a message: 100 %s|||0|f'
 is 'a long one is cut between characters' \
-    "$(error "SELECT border.throw('failure, long')" | sed -E 's/x(ü)+/x…/g')" 'XY125|x…|x…|x…|0|f'
+    "$(error "SELECT border.throw('failure, long')" | sed -E 's/(ü)+/ü…/g')" 'XY125|ü…|ü…|ü…|0|f'
 is 'a standard exception is an internal error' "$(error "SELECT border.throw('runtime_error')")" 'XX000|something standard|||0|f'
 is 'bad_alloc is out of memory' "$(error "SELECT border.throw('bad_alloc')")" '53200|out of memory|||0|f'
 is 'whatever else is thrown, too, is an error' "$(error "SELECT border.throw('int')")" 'XX000|unknown C++ exception|||0|f'
