@@ -88,15 +88,20 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
           FROM billing.billing_customers c
          WHERE c.stripe AND c.stripe_customer_id IS NULL AND billing._stripe_free(c.tenant_id, 'customer_create', '')
         UNION ALL
-        -- The period starts with the hour, so the subscription is backdated to it and the cycle anchored one interval
-        -- later: the first invoice bills exactly one whole interval.
+        -- The period starts with the hour, so the subscription is backdated to it and its cycle anchored there, too: the
+        -- first invoice bills one whole interval. Only the anchor's configuration brings the 31st back after a short
+        -- month, and Stripe has it for single months (docs.stripe.com/billing/subscriptions/billing-cycle).
         SELECT billing._stripe_enqueue(s.tenant_id, 'subscription_create', s.id::text, 'POST', '/v1/subscriptions',
                    jsonb_strip_nulls(jsonb_build_object(
                        'customer', c.stripe_customer_id,
                        'items', jsonb_build_array(jsonb_build_object('price', p.stripe_price_id)) || i.items,
                        'billing_mode', jsonb_build_object('type', 'flexible'),
                        'backdate_start_date', extract(epoch FROM s.current_period_start)::bigint,
-                       'billing_cycle_anchor', extract(epoch FROM s.current_period_end)::bigint,
+                       'billing_cycle_anchor_config', CASE WHEN s.interval_months = 1 THEN jsonb_build_object(
+                           'day_of_month', extract(day FROM s.anchor AT TIME ZONE 'UTC')::int,
+                           'hour', extract(hour FROM s.anchor AT TIME ZONE 'UTC')::int, 'minute', 0, 'second', 0) END,
+                       'billing_cycle_anchor', CASE WHEN s.interval_months > 1
+                           THEN extract(epoch FROM s.current_period_end)::bigint END,
                        'collection_method', s.collection_method,
                        'days_until_due', s.days_until_due,
                        'payment_behavior', CASE s.collection_method WHEN 'charge_automatically' THEN 'default_incomplete' END,
