@@ -69,7 +69,7 @@ cluster_start main fsync=on full_page_writes=on "${STRIPE_SETTINGS[@]}"
 sql 'CREATE DATABASE demo'
 export PGDATABASE=demo
 cluster_psql -f test/demo/setup.sql
-shim_start
+PGUSER=demo_app shim_start
 clock_to "$begins"
 sql 'SELECT billing.maintain()' >/dev/null
 

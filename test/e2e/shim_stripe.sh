@@ -14,11 +14,12 @@ status_of() { curl -sS -H "Authorization: Bearer $KEY" -H "X-Tenant-Id: $1" "$SH
 sandbox_start
 cluster_start main "${STRIPE_SETTINGS[@]}" pg_billing.stripe_timeout=2
 sql 'CREATE EXTENSION pg_billing' && sql 'SELECT billing.install()' >/dev/null
+sql 'CREATE ROLE shim LOGIN IN ROLE billing_app'
 for tenant in patient hasty; do
     sql "SELECT billing.create_customer('$tenant', '$tenant', 'billing@example.com')" >/dev/null
 done
 KEY=$(sql 'SELECT billing.create_api_key()')
-shim_start --wait-seconds 30
+PGUSER=shim shim_start --wait-seconds 30
 wait_until curl -sf "$SHIM_URL/readyz"
 
 is 'creating a subscription waits for Stripe' \
@@ -32,7 +33,7 @@ applied() { [ "$(sql "SELECT count(*) FROM billing.webhook_events WHERE processe
 ok 'and the worker applies it' wait_until applied
 
 service_stop shim
-shim_start --wait-seconds 0.5
+PGUSER=shim shim_start --wait-seconds 0.5
 wait_until curl -sf "$SHIM_URL/readyz"
 sandbox POST /_sandbox/faults -H 'Content-Type: application/json' \
     -d '{"method":"POST","path_prefix":"/v1/subscriptions","fault":"500","times":-1}' >/dev/null
