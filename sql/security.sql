@@ -18,16 +18,14 @@ BEGIN
 
     CREATE TABLE IF NOT EXISTS billing.tenant_roles (
         tenant_id text NOT NULL REFERENCES billing.billing_customers,
-        role_name name NOT NULL,
-        PRIMARY KEY (tenant_id, role_name)
+        role_name name PRIMARY KEY      -- a role is one tenant; a tenant may have several roles
     );
-    CREATE INDEX IF NOT EXISTS tenant_roles_role ON billing.tenant_roles (role_name);
     COMMENT ON TABLE billing.tenant_roles IS 'database roles that are a tenant: authoritative, unlike pg_billing.tenant_id';
 
     -- Not a member of the extension: policies depend on it, and they outlive DROP EXTENSION as the tables do.
     CREATE OR REPLACE FUNCTION billing.current_tenant() RETURNS text
     LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS
-    'SELECT coalesce((SELECT r.tenant_id FROM billing.tenant_roles r WHERE r.role_name = current_user LIMIT 1),
+    'SELECT coalesce((SELECT r.tenant_id FROM billing.tenant_roles r WHERE r.role_name = current_user),
                      nullif(current_setting(''pg_billing.tenant_id'', true), ''''))';
     COMMENT ON FUNCTION billing.current_tenant() IS
         'returns the tenant this session is: by its role if billing.tenant_roles has it, else by pg_billing.tenant_id';
