@@ -61,6 +61,15 @@ sync_stripe() {
     refused=$(sql "SELECT kind || ': ' || error FROM billing.stripe_outbox WHERE state = 'failed' LIMIT 1")
     [ -z "$refused" ] || die "Stripe refuses a request: $refused"
 }
+# sync_until QUERY: has the worker talk to Stripe until the query answers t.
+sync_until() {
+    local deadline=$((SECONDS + 120))
+    sync_stripe
+    until [ "$(sql "$1")" = t ]; do
+        [ $SECONDS -lt $deadline ] || die "waited in vain for: $1"
+        sync_stripe
+    done
+}
 
 step "starting PostgreSQL, Redis, the sandbox Stripe and the shim"
 redis_start
@@ -75,11 +84,10 @@ sql 'SELECT billing.maintain()' >/dev/null
 
 step "creating 60 tenants and their subscriptions, here and at Stripe"
 sql "SELECT count(demo.create_tenant(n, '$stripe_clock')) FROM generate_series(1, 60) n" >/dev/null
-all_active() { sync_stripe && [ "$(sql "SELECT bool_and(status = 'active') FROM billing.subscriptions")" = t ]; }
-wait_until -t 120 all_active
+sync_until "SELECT bool_and(status = 'active') FROM billing.subscriptions"
 
 key=$RUN/api.key
-sql 'SELECT billing.create_api_key()' >"$key"
+(umask 077 && sql 'SELECT billing.create_api_key()' >"$key")
 clock_to "$ends"
 step "replaying $(basename "$trace"), every event through SQL and through HTTP"
 "$replay" --trace "$trace" --database "host=$PGHOST dbname=demo user=demo_app" --url "$SHIM_URL" --key-file "$key"
@@ -93,11 +101,8 @@ step "ending the billing period"
 period_end=$(sql 'SELECT extract(epoch FROM max(current_period_end))::bigint FROM billing.subscriptions')
 clock_to $((period_end + 7200))
 sql 'SELECT billing.run_rollup()' >/dev/null
-all_invoiced() {
-    sync_stripe && [ "$(sql "SELECT count(*) FROM billing.invoices
-        WHERE billing_reason = 'subscription_cycle' AND status IN ('open', 'paid')")" = 60 ]
-}
-wait_until -t 120 all_invoiced
+sync_until "SELECT count(*) = 60 FROM billing.invoices
+            WHERE billing_reason = 'subscription_cycle' AND status IN ('open', 'paid')"
 
 echo
 sandbox GET /_sandbox/state >"$RUN/stripe_state.json"

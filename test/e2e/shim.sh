@@ -144,7 +144,7 @@ is 'an unsigned webhook' "$(refused call POST /api/billing/webhooks/stripe -d "$
     "$(problem 400 invalid_signature Stripe-Signature)"
 is 'leave nothing' "$(stored)" "1 $EVENT"
 printf 'whsec_none\nwhsec_rolled\n' >"$RUN/webhook.secret"
-kill -HUP "$(<"$RUN/shim.pid")"
+kill -HUP "$(service_pid shim)"
 rolled() { [ "$(deliver whsec_rolled 0 "$EVENT")" = 200 ]; }
 ok 'a rolled secret is read without a restart' wait_until rolled
 
@@ -170,7 +170,7 @@ call GET /api/billing/usage >"$RUN/late" &
 LATE=$!
 waiting() { [ "$(sql "SELECT count(*) FROM pg_stat_activity WHERE usename = 'shim' AND wait_event_type = 'Lock'")" = 1 ]; }
 wait_until waiting
-kill -TERM "$(<"$RUN/shim.pid")"
+kill -TERM "$(service_pid shim)"
 wait_until grep -q event=stopping "$RUN/shim.log"
 echo 'ROLLBACK;' >&"${HOLDER[1]}"
 wait $LATE

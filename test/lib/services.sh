@@ -10,17 +10,26 @@ service_start() {
     server_directory "$RUN"
     : >"$RUN/$name.log"  # here, not by the background job: what an earlier run left must not be read as its answer
     setsid "${run[@]}" "$@" >>"$RUN/$name.log" 2>&1 </dev/null &
-    echo $! >"$RUN/$name.pid"
+    echo "$! $(started_at $!)" >"$RUN/$name.pid"
 }
 
+# When a process started, in ticks since the machine did (proc(5)): a number another process got later is not it.
+started_at() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d' ' -f20; }
+
+# service_pid NAME: its process id.
+service_pid() { cut -d' ' -f1 "$RUN/$1.pid"; }
+
 # service_running NAME: whether the program that service_start started is alive.
-service_running() { [ -f "$RUN/$1.pid" ] && kill -0 "$(<"$RUN/$1.pid")" 2>/dev/null; }
+service_running() {
+    local pid started
+    { read -r pid started <"$RUN/$1.pid"; } 2>/dev/null && [ -n "$started" ] && [ "$(started_at "$pid")" = "$started" ]
+}
 
 # service_stop NAME [signal]: stops a program and waits for its end; no error when it is down already.
 service_stop() {
     service_running "$1" || return 0
-    kill -s "${2:-TERM}" "$(<"$RUN/$1.pid")"
-    wait_until not_running "$1" || kill -s KILL "$(<"$RUN/$1.pid")"
+    kill -s "${2:-TERM}" "$(service_pid "$1")"
+    wait_until not_running "$1" || kill -s KILL "$(service_pid "$1")"
     rm -f "$RUN/$1.pid"
 }
 not_running() { ! service_running "$1"; }
