@@ -49,7 +49,8 @@ PG_CXXFLAGS = -std=c++20 -Wall -Wextra -Wno-register -Wno-missing-field-initiali
               -D'PGDLLEXPORT=__attribute__((visibility("default")))' \
               -D'PG_BILLING_VERSION="$(EXTVERSION)"' \
               -isystem $(shell $(PG_CONFIG) --includedir-server) -I. -MMD -MP
-EXTRA_CLEAN = $(WORKER_LIB) $(WORKER_OBJS) $(STRIPE_OBJS) $(patsubst %.o,%.d,$(OBJS) $(WORKER_OBJS) $(STRIPE_OBJS))
+EXTRA_CLEAN = $(WORKER_LIB) $(WORKER_OBJS) $(STRIPE_OBJS) $(patsubst %.o,%.d,$(OBJS) $(WORKER_OBJS) $(STRIPE_OBJS)) \
+              build/cmake build/root
 
 # Tests against the installed extension, with a server of their own.
 NO_INSTALLCHECK = 1
