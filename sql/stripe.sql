@@ -169,7 +169,9 @@ BEGIN
                                      ORDER BY o.id DESC LIMIT 1), 'none')),
                       HINT = 'Nothing is lost: the worker goes on. Look at billing.stripe_outbox and the server log.';
         END IF;
-        PERFORM pg_sleep(0.05);     -- what is left waits for its retry
+        -- What is left waits for its retry, or was made due meanwhile by somebody else.
+        PERFORM pg_sleep(extract(epoch FROM least(greatest(billing._stripe_next_due() - clock_timestamp(), '50 ms'),
+                                                  deadline - clock_timestamp(), '1 s')));
     END LOOP;
     FOR refused IN SELECT format('%s %s: %s', o.kind, concat_ws(' ', nullif(o.tenant_id, ''), nullif(o.subject, '')), o.error)
                      FROM billing.stripe_outbox o WHERE o.state = 'failed' AND o.settled_at >= began ORDER BY o.id LIMIT 5
