@@ -39,13 +39,14 @@ bool make_room() {
 
 }  // namespace
 
-CounterKey make_counter_key(Oid relation, std::string_view tenant, std::string_view metric,
+CounterKey make_counter_key(Oid relation, std::string_view tenant, std::string_view metric, int scale,
                             int64 period_start) {
     CounterKey key;
     memset(static_cast<void *>(&key), 0, sizeof(key));
     key.database = MyDatabaseId;
     key.relation = relation;
     key.period_start = period_start;
+    key.scale = scale;
     memcpy(key.metric, metric.data(), metric.size());
     memcpy(key.tenant, tenant.data(), tenant.size());
     return key;

@@ -31,6 +31,7 @@ struct CounterKey {
     Oid database;
     Oid relation;  // billing.usage_events: a counter of dropped tables is never mistaken for one of new ones
     int64 period_start;
+    int64 scale;  // of the metric: its number counts in units of that; a changed scale is another counter
     char metric[kMaxMetricBytes];
     char tenant[kMaxTenantBytes];
 };
@@ -42,9 +43,9 @@ struct Counter {
     pg_atomic_uint32 ready;
 };
 static_assert(std::is_standard_layout_v<Counter> && sizeof(Counter) <= 256);
-static_assert(sizeof(CounterKey) == 16 + kMaxMetricBytes + kMaxTenantBytes, "no padding in a hashed key");
+static_assert(sizeof(CounterKey) == 24 + kMaxMetricBytes + kMaxTenantBytes, "no padding in a hashed key");
 
-CounterKey make_counter_key(Oid relation, std::string_view tenant, std::string_view metric,
+CounterKey make_counter_key(Oid relation, std::string_view tenant, std::string_view metric, int scale,
                             int64 period_start);
 
 void counters_shmem_request();

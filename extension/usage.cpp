@@ -165,7 +165,8 @@ ledger::Quota find_quota(Call &call) {
 
 // Returns the counter of the period, held for this subtransaction and loaded.
 Counter *hold_counter(const Call &call, const ledger::Quota &quota, Oid relation) {
-    const CounterKey key = make_counter_key(relation, call.tenant_text, call.metric_text, quota.period_start);
+    const CounterKey key =
+        make_counter_key(relation, call.tenant_text, call.metric_text, quota.scale, quota.period_start);
     Counter *counter = pg_call([&] { return journal::hold(key); });
     if (!counter)
         throw Failure(

@@ -121,3 +121,8 @@ BEGIN;
 SELECT status FROM billing.record_usage('acme', 'api_calls', 100);
 PREPARE TRANSACTION 'usage';
 SELECT used FROM billing.check_quota('acme', 'api_calls');
+
+-- a metric's usage stays what it is when the metric keeps more decimals
+UPDATE billing.metrics SET scale = 3 WHERE name = 'api_calls';
+SELECT used FROM billing.check_quota('acme', 'api_calls');
+SELECT status, used FROM billing.record_usage('acme', 'api_calls', 0.125);
