@@ -24,6 +24,8 @@ fi
 
 trace=${1:-../shared/data/azure_llm_inference_trace_conv.csv}
 [ $# -eq 0 ] || [ -r "$trace" ] || die "cannot read the trace $trace"
+[ ! -r "$trace" ] || [[ $(head -n 1 "$trace" | tr -d '\0\r') == TIMESTAMP,ContextTokens,GeneratedTokens ]] ||
+    die "$trace is no trace: its first line must be TIMESTAMP,ContextTokens,GeneratedTokens"
 
 step "building"
 build_step extension build_extension
