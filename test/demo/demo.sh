@@ -24,23 +24,21 @@ fi
 
 trace=${1:-../shared/data/azure_llm_inference_trace_conv.csv}
 [ $# -eq 0 ] || [ -r "$trace" ] || die "cannot read the trace $trace"
-[ ! -r "$trace" ] || [[ $(head -n 1 "$trace" | tr -d '\0\r') == TIMESTAMP,ContextTokens,GeneratedTokens ]] ||
-    die "$trace is no trace: its first line must be TIMESTAMP,ContextTokens,GeneratedTokens"
 
 step "building"
 build_step extension build_extension
 build_step programs build_programs stripe_sandbox pg_billing_shim demo_replay
-stop_demo
 replay=$BUILD/cmake/demo_replay
 if [ ! -r "$trace" ]; then
     trace=$BUILD/generated_trace.csv
     "$replay" --generate --trace "$trace"
 fi
 
-# The time of a trace's row, as seconds since 1970.
-seconds_of() { date -u -d "$(cut -d. -f1 <<<"${1%%,*}")" +%s; }
-begins=$(seconds_of "$(sed -n 2p "$trace")")
-ends=$(seconds_of "$(tail -n 1 "$trace")")
+summary=$("$replay" --summary --trace "$trace") || exit 1
+{ read -r first_time && read -r last_time && read -r requests && read -r tokens; } <<<"$summary"
+begins=$(date -u -d "${first_time%.*}" +%s)
+ends=$(($(date -u -d "${last_time%.*}" +%s) + 1))
+stop_demo
 
 # clock_to SECONDS: moves business time and Stripe's test clock to the same moment; both then agree to the second.
 clock_to() {
@@ -109,7 +107,6 @@ sync_until "SELECT count(*) = 60 FROM billing.invoices
 echo
 sandbox GET /_sandbox/state >"$RUN/stripe_state.json"
 proven=0
-read -r requests tokens < <(awk -F, 'NR > 1 { n++; sum += $2 + $3 } END { printf "%d %d\n", n, sum }' "$trace")
 "$PG_BIN/psql" -XqP pager=off -v ON_ERROR_STOP=1 -v stripe_state="$RUN/stripe_state.json" \
     -v trace_requests="$requests" -v trace_tokens="$tokens" -f test/demo/report.sql || proven=1
 step "done"

@@ -14,6 +14,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <atomic>
+#include <cinttypes>
 #include <condition_variable>
 #include <cstdio>
 #include <fstream>
@@ -301,6 +302,9 @@ int main(int argc, char **argv) {
         ->required();
     bool generating = false;
     auto *generate = app.add_flag("--generate", generating, "write a trace there instead, always the same");
+    bool summarizing = false;
+    app.add_flag("--summary", summarizing, "print first and last time, requests and tokens, a line each")
+        ->excludes(generate);
     app.add_option("--database", options.database, "libpq connection string")->excludes(generate);
     app.add_option("--url", options.url, "the shim")->excludes(generate);
     app.add_option("--key-file", options.key_file, "file with a service key")->excludes(generate);
@@ -311,8 +315,16 @@ int main(int argc, char **argv) {
             generate_trace(options.trace);
             return 0;
         }
-        curl_global_init(CURL_GLOBAL_DEFAULT);
         const auto requests = read_trace(options.trace);
+        if (summarizing) {
+            std::int64_t tokens = 0;
+            for (const Request &request : requests)
+                tokens += request.tokens;
+            printf("%s\n%s\n%zu\n%" PRId64 "\n", requests.front().time.c_str(), requests.back().time.c_str(),
+                   requests.size(), tokens);
+            return 0;
+        }
+        curl_global_init(CURL_GLOBAL_DEFAULT);
         store(options, requests, replay(options, requests));
         return 0;
     } catch (const std::exception &e) {

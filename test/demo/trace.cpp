@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <fstream>
 #include <random>
+#include <regex>
 #include <stdexcept>
 
 namespace pg_billing::demo {
@@ -52,6 +53,7 @@ std::vector<Request> read_trace(const std::string &file) {
     std::ifstream in(file);
     if (!in)
         throw std::runtime_error("cannot read " + file);
+    const std::regex time_format(R"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?)");
     const auto shares = cumulative_shares();
     std::mt19937_64 random(1);
     std::vector<Request> requests;
@@ -68,12 +70,17 @@ std::vector<Request> read_trace(const std::string &file) {
         const auto first = line.find(','), second = line.find(',', first + 1);
         if (second == std::string::npos)
             throw std::runtime_error(where + ": not three columns");
+        const std::string time = line.substr(0, first);
+        if (!std::regex_match(time, time_format))
+            throw std::runtime_error(where + ": \"" + time +
+                                     "\" is not a time such as 2023-11-16 18:15:46.6805900");
+        if (!requests.empty() && time < requests.back().time)
+            throw std::runtime_error(where + ": not in the order of time");
         const std::string_view columns = line;
         const std::int64_t tokens = count(columns.substr(first + 1, second - first - 1), where) +
                                     count(columns.substr(second + 1), where);
         const auto tenant = std::upper_bound(shares.begin(), shares.end() - 1, fraction(random));
-        requests.push_back(
-            {number, line.substr(0, first), tokens, static_cast<int>(tenant - shares.begin()) + 1});
+        requests.push_back({number, time, tokens, static_cast<int>(tenant - shares.begin()) + 1});
     }
     if (requests.empty())
         throw std::runtime_error(file + " holds no request");
