@@ -100,7 +100,7 @@ COMMENT ON FUNCTION billing.resume_stripe() IS
 
 -- Freezes a request; the key is its id, so it is unique for this installation and stable over resends.
 CREATE FUNCTION billing._stripe_enqueue(tenant_id text, kind text, subject text, method text, path text,
-                                        params jsonb, detail jsonb DEFAULT '{}')
+                                        params jsonb, detail jsonb DEFAULT '{}', delay interval DEFAULT '0')
 RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -108,11 +108,11 @@ DECLARE
     key text := (SELECT format('pgb-%s-%s', s.installation, request_id) FROM billing.stripe_state s);
 BEGIN
     -- Stripe's error reports name a meter event by identifier or by idempotency key: both are the same here.
-    INSERT INTO billing.stripe_outbox (tenant_id, id, kind, subject, method, path, params, idempotency_key, detail)
+    INSERT INTO billing.stripe_outbox (tenant_id, id, kind, subject, method, path, params, idempotency_key, detail, not_before)
     VALUES (_stripe_enqueue.tenant_id, request_id, _stripe_enqueue.kind, _stripe_enqueue.subject,
             _stripe_enqueue.method, _stripe_enqueue.path,
             CASE WHEN kind = 'meter_event' THEN params || jsonb_build_object('identifier', key) ELSE params END,
-            key, _stripe_enqueue.detail);
+            key, _stripe_enqueue.detail, clock_timestamp() + delay);
     RETURN request_id;
 END $$;
 

@@ -105,7 +105,9 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
                        'collection_method', s.collection_method,
                        'days_until_due', s.days_until_due,
                        'payment_behavior', CASE s.collection_method WHEN 'charge_automatically' THEN 'default_incomplete' END,
-                       'metadata', jsonb_build_object('tenant_id', s.tenant_id, 'subscription_id', s.id::text))))
+                       'metadata', jsonb_build_object('tenant_id', s.tenant_id, 'subscription_id', s.id::text))),
+                   -- Stripe refuses a start that is not past yet by its own clock
+                   delay => greatest(interval '0', s.anchor + interval '5 seconds' - billing.now()))
           FROM billing.subscriptions s
           JOIN billing.billing_customers c ON c.tenant_id = s.tenant_id
           JOIN billing.plans p ON p.name = s.plan

@@ -36,8 +36,9 @@ fi
 
 summary=$("$replay" --summary --trace "$trace") || exit 1
 { read -r first_time && read -r last_time && read -r requests && read -r tokens; } <<<"$summary"
-begins=$(date -u -d "${first_time%.*}" +%s)
-ends=$(($(date -u -d "${last_time%.*}" +%s) + 1))
+# Subscriptions begin with their hour, so the demo does early in the trace's first hour.
+begins=$(($(date -u -d "${first_time%.*}" +%s) / 3600 * 3600 + 60))
+ends=$(($(date -u -d "${last_time%.*}" +%s) + 61))
 stop_demo
 
 # clock_to SECONDS: moves business time and Stripe's test clock to the same moment; both then agree to the second.

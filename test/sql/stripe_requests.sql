@@ -125,3 +125,14 @@ CALL settle('t1', 'subscription_create', :'t1', 'delivered', jsonb_build_object(
 SELECT state, regexp_replace(error, '"subscriptions_.*"', '...') AS error FROM billing.stripe_outbox WHERE tenant_id = 't1' AND kind = 'subscription_create';
 SELECT status, stripe_subscription_id FROM billing.get_subscription('t1');
 SELECT billing._stripe_plan();
+
+-- a subscription made in an hour's first seconds is sent when that hour has begun by Stripe's clock, too
+SELECT date_trunc('hour', billing.now()) + interval '1 hour 1 second' - billing.now() AS wait \gset
+CALL travel(:'wait');
+SELECT FROM billing.create_customer('early', 'Early', 'e@e.example', stripe => true) \g /dev/null
+SELECT FROM billing.create_subscription('early', 'free') \g /dev/null
+SELECT billing._stripe_plan();
+SELECT count(*) FROM billing._stripe_claim(100, '1 minute');
+CALL settle('early', 'customer_create', '', 'delivered', '{"id": "cus_early"}');
+SELECT billing._stripe_plan();
+SELECT kind, not_before - created_at BETWEEN '2 seconds' AND '5 seconds' AS waits FROM billing.stripe_outbox WHERE tenant_id = 'early' ORDER BY id;
