@@ -133,7 +133,7 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     RETURNING o.tenant_id, o.id, o.attempts, o.method, o.path, o.params, o.idempotency_key
 $$;
 
--- When the next waiting request is to be sent (machine time); null if none waits.
+-- When the next open request is due (machine time); null if none is open.
 CREATE FUNCTION billing._stripe_next_due() RETURNS timestamptz
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT min(o.not_before) FROM billing.stripe_outbox o WHERE o.state IN ('waiting', 'sending')

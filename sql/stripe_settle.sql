@@ -159,11 +159,6 @@ BEGIN
             PERFORM billing._stripe_enqueue(r.tenant_id, r.kind, r.subject, 'GET', r.path,
                         r.params || jsonb_build_object('starting_after', response #>> '{data,-1,id}'));
         END IF;
-    WHEN 'meter_event' THEN
-        UPDATE billing.usage_aggregates a SET submitted = (r.detail ->> 'quantity')::numeric
-         WHERE a.tenant_id = r.tenant_id AND a.metric = r.subject
-           AND a.period_start = (r.detail ->> 'period_start')::timestamptz
-           AND a.hour = (r.detail ->> 'hour')::timestamptz;
     END CASE;
 END $$;
 
@@ -197,7 +192,7 @@ BEGIN
     IF NOT FOUND OR verdict = 'retry' THEN
         RETURN;
     END IF;
-    IF verdict = 'delivered' THEN
+    IF verdict = 'delivered' AND request.kind <> 'meter_event' THEN
         BEGIN
             PERFORM billing._stripe_apply(to_jsonb(request), response);
         EXCEPTION WHEN OTHERS THEN      -- an answer nobody can make sense of must not hold up all others
@@ -207,8 +202,11 @@ BEGIN
              WHERE o.tenant_id = request.tenant_id AND o.id = request.id;
         END;
     END IF;
-    IF verdict = 'failed' AND request.kind = 'meter_event' THEN
-        UPDATE billing.usage_aggregates a SET blocked = true
+    IF request.kind = 'meter_event' THEN
+        -- the quantity that was sent, not what the hour has come to meanwhile
+        UPDATE billing.usage_aggregates a
+           SET submitted = CASE verdict WHEN 'delivered' THEN (request.detail ->> 'quantity')::numeric ELSE a.submitted END,
+               blocked = verdict = 'failed'
          WHERE a.tenant_id = request.tenant_id AND a.metric = request.subject
            AND a.period_start = (request.detail ->> 'period_start')::timestamptz
            AND a.hour = (request.detail ->> 'hour')::timestamptz;
