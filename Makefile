@@ -2,10 +2,10 @@
 # alone, with PGXS.
 
 # These goals must work before PostgreSQL's build files are there: they install them first.
-DRIVER_GOALS = setup demo demo-stop check check-%
+DRIVER_GOALS = setup demo demo-stop check check-% bench
 ifneq ($(filter $(DRIVER_GOALS),$(MAKECMDGOALS)),)
 
-.PHONY: setup demo demo-stop check
+.PHONY: setup demo demo-stop check bench
 setup:
 	test/setup.sh check
 
@@ -21,6 +21,10 @@ check:
 	test/run.sh
 check-%:
 	test/run.sh $*
+
+# make bench [ROWS='hot check …']: see docs/benchmarks.md
+bench:
+	bench/run.sh $(ROWS)
 
 else
 

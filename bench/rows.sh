@@ -1,0 +1,162 @@
+# What is measured: one function per row, run by name; sourced by run.sh. docs/benchmarks.md explains each of them.
+
+ROWS=(hot uniform skew check batch rollup crash memory)
+
+## One call at a time, 16 clients
+
+row_hot() {
+    redis_start
+    consume_row hot try_consume counter_row bare_insert redis_incr
+}
+row_uniform() { consume_row uniform try_consume counter_row bare_insert; }
+row_skew() { consume_row skew try_consume counter_row bare_insert; }
+
+# consume_row PROFILE VARIANT…
+consume_row() {
+    PROFILE=$1
+    fresh_database "$1"
+    interleave "$1" tps "${@:2}"
+    same "events of the hot tenant and its counter" \
+        "SELECT sum(quantity) FROM billing.usage_events WHERE tenant_id = '1001'" \
+        "SELECT used FROM billing.check_quota('1001', 'api_calls')"
+    same "events and counters of the peer" \
+        'SELECT sum(quantity) FROM peer.keyed_events' 'SELECT sum(used) FROM peer.counters'
+}
+measure_try_consume() { transactions_per_second "$PROFILE" key try_consume; }
+measure_counter_row() { transactions_per_second "$PROFILE" key counter_row; }
+measure_bare_insert() { transactions_per_second "$PROFILE" key bare_insert; }
+measure_redis_incr() {
+    redis-benchmark -p "${REDIS_URL##*:}" -c 16 --threads 2 -n $((SECONDS_EACH * 50000)) --csv -t incr |
+        sed -nE 's/^"INCR","([0-9.]+)".*/\1/p'
+}
+
+row_check() {
+    fresh_database check_quota
+    for PROFILE in hot uniform; do
+        interleave "check_$PROFILE" tps select_1 check_quota check_allowed
+    done
+}
+measure_select_1() { transactions_per_second "$PROFILE" select_1; }
+measure_check_quota() { transactions_per_second "$PROFILE" check_quota; }
+measure_check_allowed() { transactions_per_second "$PROFILE" check_allowed; }
+
+## Batches of 1,000 events, one connection
+
+row_batch() {
+    fresh_database batch
+    local array=array
+    [ -n "$(sql "SELECT to_regprocedure('billing.record_usage_batch(text[],text[],numeric[],text[],timestamptz[])')")" ] || array=
+    preload_keys
+    sql "COPY (SELECT * FROM billing.usage_events LIMIT 1000) TO '$RUN/main/events.copy'"
+    interleave batch events/s $array jsonb bulk_insert on_conflict copy
+    same "events and their keys" 'SELECT count(*) FROM billing.usage_events' 'SELECT count(*) FROM billing.usage_event_keys'
+}
+measure_array() { events_per_second events_as_arrays batch_array; }
+measure_jsonb() { events_per_second events_as_jsonb batch_jsonb; }
+measure_bulk_insert() { events_per_second events_as_arrays bulk_insert; }
+measure_on_conflict() { events_per_second events_as_arrays on_conflict; }
+measure_copy() {
+    echo "COPY peer.events FROM '$RUN/main/events.copy';" >"$RUN/copy.sql"
+    per_second 1000 "$(statement_ms "$RUN/copy.sql")"
+}
+events_per_second() { per_second 1000 "$(statement_ms "$(script "$@")")"; }
+per_second() { awk -v n="$1" -v ms="$2" 'BEGIN { printf "%.0f\n", n / ms * 1000 }'; }
+
+# Fills our table of keys and the peer's with as many of them, and has the events rolled up.
+preload_keys() {
+    local calls=$((PRELOAD / 2 / 10000))
+    step "preloading $PRELOAD keys"
+    pgbench -c 2 -j 2 -t $calls -D keyed=1 -f "$(script load_events)" >"$RUN/pgbench.out"
+    sql "INSERT INTO peer.keyed_events SELECT * FROM billing.usage_events" >/dev/null
+    sql 'SELECT billing.run_rollup()' >/dev/null
+    sql 'VACUUM ANALYZE'
+    sql 'CHECKPOINT'
+}
+
+## The rollup, by hand: no worker
+
+row_rollup() {
+    rollup_database small "$SMALL"
+    rollup_database large "$LARGE"
+    workers off
+    local round size
+    for ((round = 1; round <= ROUNDS; round++)); do
+        for size in small large; do
+            PGDATABASE=rollup_$size
+            per_event "$size/rollup" $round 'SELECT billing.run_rollup()'
+            per_event "$size/group_by" $round "$GROUP_BY"
+            PARALLEL=2 per_event "$size/group_by_parallel" $round "$GROUP_BY"
+        done
+    done
+    workers on
+}
+# Every sum is computed, but not sent.
+GROUP_BY="SELECT sum(used) FROM (SELECT tenant_id, metric, date_trunc('hour', occurred_at, 'UTC') AS hour, sum(quantity) AS used
+                                   FROM billing.usage_events GROUP BY 1, 2, 3) bare"
+
+# per_event SERIES ROUND STATEMENT: microseconds per event.
+per_event() {
+    local events=$SMALL
+    [ "$PGDATABASE" = rollup_small ] || events=$LARGE
+    record "rollup_$1" 'µs/event' "$2" "$(awk -v ms="$(query_ms "$3")" -v n="$events" 'BEGIN { printf "%.4f", ms * 1000 / n }')"
+}
+
+# rollup_database NAME EVENTS: a database with that many events of the past day, none of them rolled up.
+rollup_database() {
+    workers off
+    [ "$(sql "SELECT count(*) FROM pg_database WHERE datname = 'rollup_$1'")" = 0 ] || return 0
+    fresh_database "rollup_$1"
+    step "recording $2 events"
+    pgbench -c 2 -j 2 -t $(($2 / 2 / 10000)) -D keyed=0 -f "$(script load_events)" >"$RUN/pgbench.out"
+    sql 'VACUUM ANALYZE'
+    sql 'CHECKPOINT'
+}
+
+# workers on|off, and those that run end first.
+workers() {
+    cluster_reload main "pg_billing.database_workers=$1"
+    [ "$1" = on ] || wait_until -t 120 no_worker
+}
+no_worker() {
+    [ "$(sql "SELECT count(*) FROM pg_stat_activity WHERE backend_type IN ('pg_billing rollup', 'pg_billing stripe')")" = 0 ]
+}
+
+## The first check after a crash
+
+row_crash() {
+    rollup_database large "$LARGE"
+    PGDATABASE=rollup_large
+    step "rolling them up, and recording 100,000 more"
+    sql 'SELECT billing.run_rollup()' >/dev/null
+    pgbench -c 2 -j 2 -t 5 -D keyed=0 -f "$(script load_events)" >"$RUN/pgbench.out"
+    local round
+    for ((round = 1; round <= ROUNDS; round++)); do
+        cluster_restart main immediate
+        pgbench -c 1 -t 1 -f "$(script hot check_quota)" >"$RUN/pgbench.out"
+        record crash/connection ms $round "$(sed -nE 's/^initial connection time = ([0-9.]+) ms/\1/p' "$RUN/pgbench.out")"
+        record crash/first_check ms $round "$(sed -nE 's/^latency average = ([0-9.]+) ms/\1/p' "$RUN/pgbench.out")"
+    done
+    same "events of the hot tenant and its counter" \
+        "SELECT sum(quantity) FROM billing.usage_events WHERE tenant_id = '1001'" \
+        "SELECT used FROM billing.check_quota('1001', 'api_calls')"
+    workers on
+}
+
+## Memory: what a larger pg_billing.max_counters adds to the server's shared memory, all told
+
+row_memory() {
+    local few=100000 many=2100000 bytes
+    cluster_init memory
+    bytes=$((($(shared_memory $many) - $(shared_memory $few)) * 1024 * 1024))
+    record memory/counter bytes 1 "$(awk -v b=$bytes -v n=$((many - few)) 'BEGIN { printf "%.1f\n", b / n }')"
+}
+shared_memory() {
+    as_server_user "$PG_BIN/postgres" -D "$RUN/memory/data" -c pg_billing.max_counters="$1" -C shared_memory_size 2>/dev/null
+}
+
+# same WHAT QUERY QUERY: both must answer the same, or what was measured is not what it is called.
+same() {
+    local one other
+    one=$(sql "$2") other=$(sql "$3")
+    [ -n "$one" ] && [ "$one" = "$other" ] || die "$1 differ: $one, $other"
+}

@@ -1,0 +1,1 @@
+SELECT * FROM billing.record_usage_batch(:events::jsonb);

@@ -1,0 +1,1 @@
+SELECT billing.check_quota(:tenant, 'api_calls');

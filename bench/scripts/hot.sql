@@ -1,0 +1,2 @@
+-- One hot tenant has all the traffic.
+\set tenant 1001

@@ -1,0 +1,1 @@
+SELECT billing.try_consume(:tenant, 'api_calls', 1, to_hex(:high::bigint) || to_hex(:low::bigint));
