@@ -2,10 +2,10 @@
 # alone, with PGXS.
 
 # These goals must work before PostgreSQL's build files are there: they install them first.
-DRIVER_GOALS = setup demo demo-stop check check-% bench
+DRIVER_GOALS = setup demo demo-stop check check-% bench proof
 ifneq ($(filter $(DRIVER_GOALS),$(MAKECMDGOALS)),)
 
-.PHONY: setup demo demo-stop check bench
+.PHONY: setup demo demo-stop check bench proof
 setup:
 	test/setup.sh check
 
@@ -25,6 +25,10 @@ check-%:
 # make bench [ROWS='hot check …']: see docs/benchmarks.md
 bench:
 	bench/run.sh $(ROWS)
+
+# make proof [PROOF='--seed 1 …']: the overshoot proof in its long form, five minutes
+proof:
+	test/proof/proof.sh --clients 32 --tenants 100 --seconds 300 --kills 20 $(PROOF)
 
 else
 

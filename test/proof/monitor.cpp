@@ -1,0 +1,71 @@
+#include "test/proof/monitor.hpp"
+
+#include "test/proof/world.hpp"
+
+namespace pg_billing::proof {
+
+using namespace std::chrono_literals;
+
+namespace {
+
+// Committed usage is read from the statement's snapshot, the counter after it: the counter holds at least as much, and
+// neither is above the cap.
+constexpr const char *kLook =
+    "SELECT u.tenant, u.metric, u.committed, q.used, q.quota, u.committed > q.quota OR q.used > q.quota,"
+    "       u.metric = 'api_calls' AND q.used < u.committed, u.metric = 'api_calls' AND q.remaining < 8"
+    "  FROM (SELECT tenant, metric, billing.get_current_usage(tenant, metric) AS committed"
+    "          FROM unnest($1::text[]) tenant, unnest('{api_calls,storage_gb}'::text[]) metric OFFSET 0) u,"
+    "       LATERAL billing.check_quota(u.tenant, u.metric, 0) q";
+
+constexpr const char *kQuota = "SELECT quota FROM billing.check_quota($1, $2)";
+
+}  // namespace
+
+void Monitor::work() {
+    db_.reconnect();
+    while (run_.pause(20ms))
+        db_.persistently([&] { look(); });
+}
+
+// Looks at the hot tenants and, in turn, at some of the others.
+void Monitor::look() {
+    const unsigned cold = run_.settings.tenants - kHotTenants;
+    std::string tenants = "{";
+    for (unsigned hot = 1; hot <= kHotTenants; hot++)
+        tenants += tenant_name(hot) + ",";
+    for (int i = 0; i < 4; i++)
+        tenants += tenant_name(kHotTenants + 1 + next_cold_++ % cold) + (i < 3 ? "," : "}");
+    for (const auto &row : db_.query(kLook, {tenants})) {
+        const std::string what =
+            row[0] + " used " + row[2] + " of " + row[4] + " " + row[1] + ", its counter says " + row[3];
+        if (row[5] == "t")
+            run_.wrong(run_.totals.overshoot, what);
+        if (row[6] == "t")
+            run_.wrong(run_.totals.drift, what);
+        if (row[7] == "t")
+            try {
+                raise(row[0], std::stoi(row[4]));
+            } catch (const SqlError &e) {
+                // A rollup writes beside the same quotas.
+                if (e.state != "40P01")
+                    run_.wrong(run_.totals.other, e.what());
+                db_.command("ROLLBACK");
+                run_.totals.refused++;
+            }
+    }
+    run_.totals.looks++;
+}
+
+void Monitor::raise(const std::string &tenant, int quota) {
+    const bool keep = random_() % 2;
+    db_.command("BEGIN");
+    db_.query("SELECT billing.set_quota($1, $2, $3, 'hard')",
+              {tenant, kCapped, std::to_string(quota + 5 + static_cast<int>(random_() % 40))});
+    if (std::stoi(db_.query(kQuota, {tenant, kCapped})[0][0]) <= quota)
+        run_.wrong(run_.totals.other, "a raised quota is not in force in its own transaction");
+    db_.command(keep ? "COMMIT" : "ROLLBACK");
+    if (!keep && std::stoi(db_.query(kQuota, {tenant, kCapped})[0][0]) != quota)
+        run_.wrong(run_.totals.other, "a quota that was rolled back is in force");
+}
+
+}  // namespace pg_billing::proof
