@@ -52,9 +52,12 @@ statement_ms() {
 
 # query_ms STATEMENT: how long it takes, in a transaction that is rolled back: the next round finds the same tables.
 query_ms() {
-    cluster_psql -c "SET max_parallel_workers_per_gather = ${PARALLEL:-0}" -c 'BEGIN' -c '\timing on' -c "$1" -c '\timing off' \
-        -c 'ROLLBACK' | sed -nE 's/^Time: ([0-9.]+) ms.*/\1/p'
+    cluster_psql -c "SET max_parallel_workers_per_gather = ${PARALLEL:-0}" -c 'BEGIN' \
+        -c '\timing on' -c "$1" -c '\timing off' -c 'ROLLBACK' | sed -nE 's/^Time: ([0-9.]+) ms.*/\1/p'
 }
+
+# ratio A B SCALE: A / B * SCALE.
+ratio() { awk -v a="$1" -v b="$2" -v scale="$3" 'BEGIN { printf "%.4f\n", a / b * scale }'; }
 
 # fresh_database NAME: a copy of what setup.sql made, in use from now on.
 fresh_database() {

@@ -45,11 +45,12 @@ measure_check_allowed() { transactions_per_second "$PROFILE" check_allowed; }
 row_batch() {
     fresh_database batch
     local array=array
-    [ -n "$(sql "SELECT to_regprocedure('billing.record_usage_batch(text[],text[],numeric[],text[],timestamptz[])')")" ] || array=
+    [ "$(sql "SELECT count(*) FROM pg_proc WHERE proname = 'record_usage_batch'")" = 2 ] || array=
     preload_keys
     sql "COPY (SELECT * FROM billing.usage_events LIMIT 1000) TO '$RUN/main/events.copy'"
     interleave batch events/s $array jsonb bulk_insert on_conflict copy
-    same "events and their keys" 'SELECT count(*) FROM billing.usage_events' 'SELECT count(*) FROM billing.usage_event_keys'
+    same "events and their keys" \
+        'SELECT count(*) FROM billing.usage_events' 'SELECT count(*) FROM billing.usage_event_keys'
 }
 measure_array() { events_per_second events_as_arrays batch_array; }
 measure_jsonb() { events_per_second events_as_jsonb batch_jsonb; }
@@ -57,10 +58,9 @@ measure_bulk_insert() { events_per_second events_as_arrays bulk_insert; }
 measure_on_conflict() { events_per_second events_as_arrays on_conflict; }
 measure_copy() {
     echo "COPY peer.events FROM '$RUN/main/events.copy';" >"$RUN/copy.sql"
-    per_second 1000 "$(statement_ms "$RUN/copy.sql")"
+    ratio 1000 "$(statement_ms "$RUN/copy.sql")" 1000
 }
-events_per_second() { per_second 1000 "$(statement_ms "$(script "$@")")"; }
-per_second() { awk -v n="$1" -v ms="$2" 'BEGIN { printf "%.0f\n", n / ms * 1000 }'; }
+events_per_second() { ratio 1000 "$(statement_ms "$(script "$@")")" 1000; }
 
 # Fills our table of keys and the peer's with as many of them, and has the events rolled up.
 preload_keys() {
@@ -91,14 +91,15 @@ row_rollup() {
     workers on
 }
 # Every sum is computed, but not sent.
-GROUP_BY="SELECT sum(used) FROM (SELECT tenant_id, metric, date_trunc('hour', occurred_at, 'UTC') AS hour, sum(quantity) AS used
-                                   FROM billing.usage_events GROUP BY 1, 2, 3) bare"
+GROUP_BY="SELECT sum(used)
+            FROM (SELECT tenant_id, metric, date_bin('1 hour', occurred_at, 'epoch') AS hour, sum(quantity) AS used
+                    FROM billing.usage_events GROUP BY 1, 2, 3) bare"
 
 # per_event SERIES ROUND STATEMENT: microseconds per event.
 per_event() {
     local events=$SMALL
     [ "$PGDATABASE" = rollup_small ] || events=$LARGE
-    record "rollup_$1" 'µs/event' "$2" "$(awk -v ms="$(query_ms "$3")" -v n="$events" 'BEGIN { printf "%.4f", ms * 1000 / n }')"
+    record "rollup_$1" 'µs/event' "$2" "$(ratio "$(query_ms "$3")" "$events" 1000)"
 }
 
 # rollup_database NAME EVENTS: a database with that many events of the past day, none of them rolled up.
@@ -118,7 +119,8 @@ workers() {
     [ "$1" = on ] || wait_until -t 120 no_worker
 }
 no_worker() {
-    [ "$(sql "SELECT count(*) FROM pg_stat_activity WHERE backend_type IN ('pg_billing rollup', 'pg_billing stripe')")" = 0 ]
+    [ "$(sql "SELECT count(*) FROM pg_stat_activity
+               WHERE backend_type IN ('pg_billing rollup', 'pg_billing stripe')")" = 0 ]
 }
 
 ## The first check after a crash
@@ -133,8 +135,8 @@ row_crash() {
     for ((round = 1; round <= ROUNDS; round++)); do
         cluster_restart main immediate
         pgbench -c 1 -t 1 -f "$(script hot check_quota)" >"$RUN/pgbench.out"
-        record crash/connection ms $round "$(sed -nE 's/^initial connection time = ([0-9.]+) ms/\1/p' "$RUN/pgbench.out")"
-        record crash/first_check ms $round "$(sed -nE 's/^latency average = ([0-9.]+) ms/\1/p' "$RUN/pgbench.out")"
+        record crash/connection ms $round "$(reported 'initial connection time')"
+        record crash/first_check ms $round "$(reported 'latency average')"
     done
     same "events of the hot tenant and its counter" \
         "SELECT sum(quantity) FROM billing.usage_events WHERE tenant_id = '1001'" \
@@ -142,16 +144,18 @@ row_crash() {
     workers on
 }
 
+reported() { sed -nE "s/^$1 = ([0-9.]+) ms.*/\1/p" "$RUN/pgbench.out"; }
+
 ## Memory: what a larger pg_billing.max_counters adds to the server's shared memory, all told
 
 row_memory() {
-    local few=100000 many=2100000 bytes
+    local few=100000 many=2100000
     cluster_init memory
-    bytes=$((($(shared_memory $many) - $(shared_memory $few)) * 1024 * 1024))
-    record memory/counter bytes 1 "$(awk -v b=$bytes -v n=$((many - few)) 'BEGIN { printf "%.1f\n", b / n }')"
+    record memory/counter bytes 1 "$(ratio $(($(megabytes $many) - $(megabytes $few))) $((many - few)) 1048576)"
 }
-shared_memory() {
-    as_server_user "$PG_BIN/postgres" -D "$RUN/memory/data" -c pg_billing.max_counters="$1" -C shared_memory_size 2>/dev/null
+megabytes() {
+    as_server_user "$PG_BIN/postgres" -D "$RUN/memory/data" -c pg_billing.max_counters="$1" -C shared_memory_size \
+        2>/dev/null
 }
 
 # same WHAT QUERY QUERY: both must answer the same, or what was measured is not what it is called.

@@ -32,7 +32,8 @@ fi
 for row in "${rows[@]}"; do
     declare -F "row_$row" >/dev/null || die "no row $row; there are: ${ROWS[*]}"
 done
-[ -z "$write_docs" ] || [ "${rows[*]}" = "${ROWS[*]}" ] || die "only a run of all rows is written into docs/benchmarks.md"
+[ -z "$write_docs" ] || [ "${rows[*]}" = "${ROWS[*]}" ] ||
+    die "only a run of all rows is written into docs/benchmarks.md"
 
 step() { printf '%4d s  %s\n' $SECONDS "$*" >&2; }
 bench_end() {
@@ -47,8 +48,8 @@ server_directory "$RUN"
 : >"$RUN/runs.jsonl"
 
 # A server as one would run it; the rollup runs often, so that our runs pay for the rollup of their own events.
-settings=(fsync=on synchronous_commit=on full_page_writes=on shared_buffers=1GB max_wal_size=8GB checkpoint_timeout=30min
-    autovacuum=on pg_billing.rollup_interval=2s)
+settings=(fsync=on synchronous_commit=on full_page_writes=on shared_buffers=1GB max_wal_size=8GB
+    checkpoint_timeout=30min autovacuum=on pg_billing.rollup_interval=2s)
 cluster_start main "${settings[@]}"
 sql 'CREATE DATABASE ready'
 PGDATABASE=ready cluster_psql -f bench/setup.sql
@@ -64,6 +65,7 @@ description() {
         --arg kernel "$(uname -sr)" --arg postgresql "$(sql 'SHOW server_version')" \
         --arg commit "$(git describe --always --dirty --abbrev=12 --exclude '*')" --arg date "$(date -u +%F)" \
         --argjson fsync_ms "$(fsync_ms)" --argjson rounds "$ROUNDS" --argjson seconds "$SECONDS_EACH" \
+        --argjson small "$SMALL" --argjson large "$LARGE" --argjson preload "$PRELOAD" \
         --arg settings "${settings[*]}" '$ARGS.named'
 }
 description >"$RUN/machine.json"

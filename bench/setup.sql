@@ -6,7 +6,8 @@ CREATE EXTENSION pg_billing;
 SELECT billing.install() \g /dev/null
 SELECT billing.create_customer(n::text, 'Tenant ' || n, n || '@example.com', stripe => false)
   FROM generate_series(1001, 2000) n \g /dev/null
-SELECT billing.set_quota(n::text, 'api_calls', 1000000000000, cap => 'hard') FROM generate_series(1001, 2000) n \g /dev/null
+SELECT billing.set_quota(n::text, 'api_calls', 1000000000000, cap => 'hard')
+  FROM generate_series(1001, 2000) n \g /dev/null
 
 CREATE ROLE bench_app LOGIN IN ROLE billing_app, pg_read_server_files;    -- to COPY a file
 CREATE SCHEMA peer;
@@ -30,7 +31,7 @@ CREATE FUNCTION peer.consume(tenant text, what text, n numeric, key text) RETURN
 LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO peer.keyed_events (tenant_id, metric, quantity, occurred_at, recorded_at, period_start, idempotency_key)
-    VALUES (tenant, what, n, now(), now(), date_trunc('month', now()), key)
+    VALUES (tenant, what, n, now(), now(), now(), key)
     ON CONFLICT DO NOTHING;
     IF NOT FOUND THEN
         RETURN true;        -- counted before
