@@ -13,7 +13,14 @@ extern "C" {
 namespace pg_billing {
 namespace {
 
+constexpr uint32 kEvicted = 0x80000000;  // in pins
+
+struct Shared {
+    pg_atomic_uint64 incarnations;  // the last one given
+};
+
 HTAB *table;
+Shared *shared;
 
 LWLock *lock() {
     return &GetNamedLWLockTranche(kLockTranche)[0].lock;
@@ -26,8 +33,10 @@ bool make_room() {
     HASH_SEQ_STATUS scan;
     hash_seq_init(&scan, table);
     while (auto *counter = static_cast<Counter *>(hash_seq_search(&scan))) {
-        if (pg_atomic_read_u32(&counter->pins) != 0)
+        uint32 unpinned = 0;
+        if (!pg_atomic_compare_exchange_u32(&counter->pins, &unpinned, kEvicted))
             continue;
+        pg_atomic_write_u64(&counter->incarnation, 0);
         hash_search(table, &counter->key, HASH_REMOVE, nullptr);
         if (++evicted == wanted) {
             hash_seq_term(&scan);
@@ -40,12 +49,13 @@ bool make_room() {
 }  // namespace
 
 CounterKey make_counter_key(Oid relation, std::string_view tenant, std::string_view metric, int scale,
-                            int64 period_start) {
+                            Window window, int64 start) {
     CounterKey key;
     memset(static_cast<void *>(&key), 0, sizeof(key));
     key.database = MyDatabaseId;
     key.relation = relation;
-    key.period_start = period_start;
+    key.start = start;
+    key.window = window;
     key.scale = scale;
     memcpy(key.metric, metric.data(), metric.size());
     memcpy(key.tenant, tenant.data(), tenant.size());
@@ -54,6 +64,7 @@ CounterKey make_counter_key(Oid relation, std::string_view tenant, std::string_v
 
 void counters_shmem_request() {
     RequestAddinShmemSpace(hash_estimate_size(settings::max_counters, sizeof(Counter)));
+    RequestAddinShmemSpace(sizeof(Shared));
 }
 
 void counters_shmem_startup() {
@@ -62,6 +73,11 @@ void counters_shmem_startup() {
     control.entrysize = sizeof(Counter);
     table = ShmemInitHash("pg_billing counters", settings::max_counters, settings::max_counters, &control,
                           HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
+    bool found;
+    shared =
+        static_cast<Shared *>(ShmemInitStruct("pg_billing counter incarnations", sizeof(Shared), &found));
+    if (!found)
+        pg_atomic_init_u64(&shared->incarnations, 0);
 }
 
 Counter *pin_counter(const CounterKey &key) {
@@ -80,9 +96,11 @@ Counter *pin_counter(const CounterKey &key) {
         counter = static_cast<Counter *>(hash_search(table, &key, HASH_ENTER_NULL, &found));
     if (counter) {
         if (!found) {
-            pg_atomic_init_u64(&counter->used, 0);
-            pg_atomic_init_u32(&counter->pins, 0);
-            pg_atomic_init_u32(&counter->ready, 0);
+            pg_atomic_write_u64(&counter->used, 0);
+            pg_atomic_write_u32(&counter->ready, 0);
+            pg_atomic_write_u64(&counter->incarnation, pg_atomic_add_fetch_u64(&shared->incarnations, 1));
+            pg_write_barrier();  // who comes back to this memory sees the new incarnation before it can pin
+            pg_atomic_write_u32(&counter->pins, 0);
         }
         pg_atomic_fetch_add_u32(&counter->pins, 1);
     }
@@ -90,8 +108,32 @@ Counter *pin_counter(const CounterKey &key) {
     return counter;
 }
 
+bool repin_counter(const CounterRef &ref) {
+    uint32 pins = pg_atomic_read_u32(&ref.counter->pins);
+    do {
+        if (pins & kEvicted)
+            return false;
+    } while (!pg_atomic_compare_exchange_u32(&ref.counter->pins, &pins, pins + 1));
+    if (pg_atomic_read_u64(&ref.counter->incarnation) == ref.incarnation)
+        return true;
+    unpin_counter(ref.counter);
+    return false;
+}
+
 void unpin_counter(Counter *counter) {
     pg_atomic_fetch_sub_u32(&counter->pins, 1);
+}
+
+bool peek_counter(const CounterRef &ref, int64 *used) {
+    if (!counter_ready(ref.counter))
+        return false;
+    *used = counter_used(ref.counter);
+    pg_read_barrier();  // had it been evicted before the number was read, the incarnation would differ by now
+    return pg_atomic_read_u64(&ref.counter->incarnation) == ref.incarnation;
+}
+
+CounterRef counter_ref(Counter *counter) {
+    return {counter, pg_atomic_read_u64(&counter->incarnation)};
 }
 
 bool counter_ready(Counter *counter) {

@@ -1,4 +1,5 @@
-// Quota counters in shared memory: one number per (database, tenant, metric, billing period).
+// Quota counters in shared memory: one number per (database, tenant, metric, window), where a window is the billing
+// period or an hour or a day that has a limit of its own.
 //
 // Invariants:
 //   - used = committed + in flight. It is raised when usage is reserved and lowered when that is rolled back, so
@@ -8,8 +9,9 @@
 //   - A counter is loaded only while it is not ready, from a snapshot taken while the loader has it pinned. Nobody
 //     can have reserved on it then, and every earlier incarnation was unpinned, so all of its rows are in that
 //     snapshot.
-//   - The lock is held shared to find a counter and exclusively to make, load or evict one; the number itself changes
-//     by compare-and-swap, without a lock.
+//   - The lock is held shared to find a counter and exclusively to make, load or evict one. Who found a counter once
+//     may come back to it without the lock: the incarnation tells whether it is still the same, and eviction marks
+//     `pins` so that nobody pins what is being thrown away. The number itself changes by compare-and-swap.
 #pragma once
 
 #include <string_view>
@@ -26,27 +28,38 @@ namespace pg_billing {
 inline constexpr int kMaxTenantBytes = 128;
 inline constexpr int kMaxMetricBytes = 64;
 
+enum class Window : int32 { period, hour, day };
+
 // Compared and hashed as bytes: always made by make_counter_key(), which leaves no byte undefined.
 struct CounterKey {
     Oid database;
     Oid relation;  // billing.usage_events: a counter of dropped tables is never mistaken for one of new ones
-    int64 period_start;
-    int64 scale;  // of the metric: its number counts in units of that; a changed scale is another counter
+    int64 start;   // of the window
+    Window window;
+    int32 scale;  // of the metric: its number counts in units of that; a changed scale is another counter
     char metric[kMaxMetricBytes];
     char tenant[kMaxTenantBytes];
 };
 
 struct Counter {
     CounterKey key;
-    pg_atomic_uint64 used;  // signed, in units of the metric's smallest decimal
+    pg_atomic_uint64 used;         // signed, in units of the metric's smallest decimal
+    pg_atomic_uint64 incarnation;  // never the same twice; 0 once evicted
     pg_atomic_uint32 pins;
     pg_atomic_uint32 ready;
 };
-static_assert(std::is_standard_layout_v<Counter> && sizeof(Counter) <= 256);
+// The hash table adds 16 bytes to each.
+static_assert(std::is_standard_layout_v<Counter> && sizeof(Counter) + 16 <= 256);
 static_assert(sizeof(CounterKey) == 24 + kMaxMetricBytes + kMaxTenantBytes, "no padding in a hashed key");
 
+// A counter as somebody saw it: it may have been evicted, and its memory used for another, since.
+struct CounterRef {
+    Counter *counter;
+    uint64 incarnation;
+};
+
 CounterKey make_counter_key(Oid relation, std::string_view tenant, std::string_view metric, int scale,
-                            int64 period_start);
+                            Window window, int64 start);
 
 void counters_shmem_request();
 void counters_shmem_startup();
@@ -55,7 +68,17 @@ void counters_shmem_startup();
 
 // Finds or makes a counter and pins it; returns null if there is no room. May raise (lock).
 Counter *pin_counter(const CounterKey &key);
+
+// Pins the counter if it is still the one that was seen.
+bool repin_counter(const CounterRef &ref);
+
 void unpin_counter(Counter *counter);
+
+// Reads the number of a ready counter without pinning it; false if it is not ready, or no longer the one seen.
+bool peek_counter(const CounterRef &ref, int64 *used);
+
+// Returns a pinned counter's reference.
+CounterRef counter_ref(Counter *counter);
 
 bool counter_ready(Counter *counter);
 // Sets the number of a counter that nobody has loaded meanwhile. May raise (lock).

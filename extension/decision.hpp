@@ -1,7 +1,7 @@
 // The answer to "may it?" and its form in SQL (type billing.decision).
 #pragma once
 
-#include "extension/ledger.hpp"
+#include "extension/terms.hpp"
 
 namespace pg_billing {
 
@@ -9,17 +9,18 @@ struct Decision {
     const char *status;  // recorded, duplicate, allowed, denied
     bool allowed;
     const char *reason;
-    bool used_known;
-    int64 used;  // in units
+    const Limit *limit = nullptr;  // the one the figures are of; null: none are known
+    int64 used = 0;                // in units
 };
 
-// Returns why usage up to `used` is within, or beyond, what the quota says.
-const char *reason_for(const ledger::Quota &quota, int64 used);
+// Returns a positive answer: why usage up to `used` in the period is within, or beyond, what the terms say.
+Decision decide_allowed(const char *status, const Terms &terms, int64 used);
 
-// Returns why a check against the quota is denied.
-const char *reason_for_denial(const ledger::Quota &quota);
+// Returns a negative answer: what the terms refuse altogether, or the limit that is in the way.
+Decision decide_refused(const Terms &terms);
+Decision decide_denied(const Terms &terms, const Limit &limit, int64 used);
 
 // Forms the SQL value. Plain calls into PostgreSQL: to be used inside pg_call().
-Datum decision_datum(FunctionCallInfo fcinfo, const ledger::Quota &quota, const Decision &decision);
+Datum decision_datum(FunctionCallInfo fcinfo, const Terms &terms, const Decision &decision);
 
 }  // namespace pg_billing

@@ -68,6 +68,14 @@ void hand_to_parent(int nest_level) {
     count = kept;
 }
 
+void note_pinned(Counter *counter) {
+    const int nest_level = GetCurrentTransactionNestLevel();
+    if (find(counter, nest_level, count))
+        unpin_counter(counter);  // this subtransaction holds it already
+    else
+        entries[count++] = {counter, 0, 0, nest_level};
+}
+
 extern "C" void at_transaction_event(XactEvent event, void *) {
     if (count == 0)
         return;
@@ -107,14 +115,19 @@ void init() {
 Counter *hold(const CounterKey &key) {
     make_room_for_one();
     Counter *counter = pin_counter(key);
-    if (!counter)
-        return nullptr;
-    const int nest_level = GetCurrentTransactionNestLevel();
-    if (find(counter, nest_level, count))
-        unpin_counter(counter);  // this subtransaction holds it already
-    else
-        entries[count++] = {counter, 0, 0, nest_level};
+    if (counter)
+        note_pinned(counter);
     return counter;
+}
+
+bool hold_again(const CounterRef &ref) {
+    if (!ref.counter)
+        return false;
+    make_room_for_one();
+    if (!repin_counter(ref))
+        return false;
+    note_pinned(ref.counter);
+    return true;
 }
 
 Reserve reserve(Counter *counter, int64 amount, int64 limit, int64 *used) {

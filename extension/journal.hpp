@@ -18,6 +18,9 @@ void init();
 // Pins the counter for this subtransaction; returns null if shared memory has no room for it. May raise.
 Counter *hold(const CounterKey &key);
 
+// Holds the counter that was seen; false if it is not the same any more. May raise.
+bool hold_again(const CounterRef &ref);
+
 // Reserves on a held counter, as reserve_on_counter() does, until the end of the (sub)transaction.
 Reserve reserve(Counter *counter, int64 amount, int64 limit, int64 *used);
 

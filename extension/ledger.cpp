@@ -1,12 +1,16 @@
 #include "extension/ledger.hpp"
 
+#include "extension/event_key.hpp"
 #include "extension/quantity.hpp"
+
+#include <cstring>
 
 extern "C" {
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
@@ -14,6 +18,14 @@ extern "C" {
 
 namespace pg_billing::ledger {
 namespace {
+
+// billing.usage_events, as long as no invalidation says that it may be another.
+Oid events = InvalidOid;
+
+void forget_events(Datum, Oid relation) {
+    if (relation == events || !OidIsValid(relation))
+        events = InvalidOid;
+}
 
 Oid owner_of(Oid relation) {
     HeapTuple tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relation));
@@ -27,15 +39,12 @@ Oid owner_of(Oid relation) {
 // Acts as the owner of the tables until leave(); an ERROR in between is undone by the transaction's abort.
 struct Identity {
     Oid user;
-    int context, guc_level;
+    int context;
 };
 
 Identity enter(Oid user, int extra_context) {
     Identity saved;
     GetUserIdAndSecContext(&saved.user, &saved.context);
-    saved.guc_level = NewGUCNestLevel();
-    set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true,
-                      0, false);
     SetUserIdAndSecContext(user, saved.context | extra_context);
     if (SPI_connect() != SPI_OK_CONNECT)
         elog(ERROR, "SPI_connect failed");
@@ -44,7 +53,6 @@ Identity enter(Oid user, int extra_context) {
 
 void leave(const Identity &saved) {
     SPI_finish();
-    AtEOXact_GUC(false, saved.guc_level);
     SetUserIdAndSecContext(saved.user, saved.context);
 }
 
@@ -52,12 +60,23 @@ Identity enter_as_owner() {
     return enter(owner_of(events_relation()), SECURITY_LOCAL_USERID_CHANGE | SECURITY_NOFORCE_RLS);
 }
 
-// A statement prepared once per backend; the plan cache keeps it valid.
+// The names in a statement are resolved whenever it is planned anew, and those in SQL functions it calls, too.
+int pin_search_path() {
+    const int guc_level = NewGUCNestLevel();
+    set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true,
+                      0, false);
+    return guc_level;
+}
+
+// A statement prepared once per backend; the plan cache keeps it valid. What writes has no name in it that search_path
+// could resolve otherwise, so it is spared the pinning.
 class Statement {
   public:
     template <int N>
     constexpr Statement(const char *text, const Oid (&types)[N])
         : text_(text), types_(types), arguments_(N) {}
+
+    explicit constexpr Statement(const char *text) : text_(text), types_(nullptr), arguments_(0) {}
 
     uint64 write(const Datum *values, const char *nulls) {
         prepare();
@@ -68,6 +87,7 @@ class Statement {
     }
 
     uint64 read_latest(const Datum *values) {
+        const int guc_level = pin_search_path();
         prepare();
         const Snapshot snapshot = RegisterSnapshot(GetLatestSnapshot());
         const int result = SPI_execute_snapshot(plan_, const_cast<Datum *>(values), nullptr, snapshot,
@@ -75,6 +95,7 @@ class Statement {
         UnregisterSnapshot(snapshot);
         if (result < 0)
             elog(ERROR, "statement failed: %s", SPI_result_code_string(result));
+        AtEOXact_GUC(false, guc_level);
         return SPI_processed;
     }
 
@@ -94,90 +115,142 @@ class Statement {
     SPIPlanPtr plan_ = nullptr;
 };
 
-constexpr Oid kQuotaTypes[] = {TEXTOID, TEXTOID, TIMESTAMPTZOID};
-Statement read_quota(
-    "SELECT tenant IS NOT NULL, metric_name IS NOT NULL, kind = 'gauge', scale, refusal, quota, cap,"
-    "       CASE cap WHEN 'hard' THEN quota WHEN 'soft' THEN quota * grace END,"
-    "       lower(period), upper(period)"
-    "  FROM billing._quota_in_force($1, $2, $3)",
-    kQuotaTypes);
+constexpr Oid kTermsTypes[] = {TEXTOID, TEXTOID, TIMESTAMPTZOID};
+Statement select_terms(
+    "SELECT q.tenant IS NOT NULL, q.metric_name IS NOT NULL, q.kind = 'gauge', q.aggregation, q.scale, "
+    "q.refusal, q.cap,"
+    "       lower(q.valid), upper(q.valid), q.quota, q.bound, lower(q.period), upper(q.period),"
+    "       w.per, w.quota, lower(w.span), upper(w.span)"
+    "  FROM billing._quota_in_force($1, $2, $3) q"
+    "  LEFT JOIN LATERAL billing._window_limits($1, $2, q.plan, q.timezone, $3) w ON true",
+    kTermsTypes);
 
-Statement read_used("SELECT billing._used($1, $2, $3)", kQuotaTypes);
+constexpr Oid kUsedTypes[] = {TEXTOID, TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID};
+Statement select_used("SELECT billing._used($1, $2, $3) WHERE $4 IS NOT NULL", kUsedTypes);
+Statement select_used_within("SELECT billing._used_within($1, $2, $3, $4)", kUsedTypes);
+
+Statement select_folded_before("SELECT folded_before FROM billing.rollup_state");
 
 constexpr Oid kKeyTypes[] = {TEXTOID, TEXTOID};
-Statement read_key(
+Statement select_key(
     "SELECT FROM billing.usage_event_keys k WHERE k.tenant_id = $1 AND k.key = billing._event_key($2)",
     kKeyTypes);
 
-constexpr Oid kEventTypes[] = {TEXTOID,        TEXTOID,        NUMERICOID,     TEXTOID,
-                               TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, JSONBOID};
-#define PG_BILLING_WRITE_EVENT                                                                    \
-    " event AS (INSERT INTO billing.usage_events (tenant_id, metric, quantity, idempotency_key, " \
-    "occurred_at,"                                                                                \
-    "                                             recorded_at, period_start, properties)"         \
-    "           SELECT $1, $2, $3, $4, $5, $6, $7, $8 FROM key)"                                  \
-    " INSERT INTO billing.usage_deltas (tenant_id, metric, quantity, hour, period_start)"         \
-    " SELECT $1, $2, $3, date_trunc('hour', $5, 'UTC'), $7 FROM key"
-Statement write_keyed_event(
-    "WITH key AS (INSERT INTO billing.usage_event_keys (tenant_id, key, occurred_at)"
-    "             VALUES ($1, billing._event_key($4), $5) ON CONFLICT DO NOTHING RETURNING "
-    "1)," PG_BILLING_WRITE_EVENT,
-    kEventTypes);
-Statement write_plain_event("WITH key AS (SELECT 1)," PG_BILLING_WRITE_EVENT, kEventTypes);
-#undef PG_BILLING_WRITE_EVENT
+constexpr Oid kInsertKeyTypes[] = {TEXTOID, UUIDOID, TIMESTAMPTZOID};
+Statement insert_key(
+    "INSERT INTO billing.usage_event_keys (tenant_id, key, tick) VALUES ($1, $2, $3)"
+    " ON CONFLICT DO NOTHING",
+    kInsertKeyTypes);
 
-Datum column(int number, bool *is_null) {
-    return SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, number, is_null);
+constexpr Oid kInsertEventTypes[] = {TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID,
+                                     TEXTOID,        NUMERICOID,     TEXTOID,        JSONBOID};
+Statement insert_event(
+    "INSERT INTO billing.usage_events (tick, occurred_at, recorded_at, period_start, tenant_id, metric, "
+    "quantity,"
+    "                                  idempotency_key, properties) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, "
+    "$9)",
+    kInsertEventTypes);
+
+Datum column(int number, bool *is_null, uint64 row = 0) {
+    return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, number, is_null);
 }
 
-// Copies a column of the first row into memory that outlives the SPI connection; null for NULL.
-const char *text_column(int number, MemoryContext memory) {
+bool bool_column(int number) {
+    bool is_null;
+    return DatumGetBool(column(number, &is_null));
+}
+
+TimestampTz time_column(int number, uint64 row = 0) {
+    bool is_null;
+    return DatumGetTimestampTz(column(number, &is_null, row));
+}
+
+// INT64_MAX for NULL: no limit.
+int64 limit_column(int number, int scale, uint64 row = 0) {
+    bool is_null;
+    const Datum value = column(number, &is_null, row);
+    return is_null ? PG_INT64_MAX : limit_to_units(DatumGetNumeric(value), scale);
+}
+
+// Returns which of the names the column holds, as the enumeration counts them; 0 for NULL.
+template <class Enum, int N>
+Enum named_column(int number, const char *const (&names)[N]) {
     bool is_null;
     const Datum value = column(number, &is_null);
-    return is_null ? nullptr : MemoryContextStrdup(memory, TextDatumGetCString(value));
+    if (is_null)
+        return Enum{};
+    const char *name = TextDatumGetCString(value);
+    for (int i = 0; i < N; i++)
+        if (strcmp(name, names[i]) == 0)
+            return static_cast<Enum>(i);
+    elog(ERROR, "unexpected value \"%s\"", name);
+}
+
+Datum text_datum(std::string_view text) {
+    return PointerGetDatum(cstring_to_text_with_len(text.data(), static_cast<int>(text.size())));
 }
 
 }  // namespace
 
 Oid events_relation() {
-    const Oid schema = get_namespace_oid("billing", true);
-    return OidIsValid(schema) ? get_relname_relid("usage_events", schema) : InvalidOid;
+    if (!OidIsValid(events)) {
+        const Oid schema = get_namespace_oid("billing", true);
+        events = OidIsValid(schema) ? get_relname_relid("usage_events", schema) : InvalidOid;
+    }
+    return events;
 }
 
-Quota quota_in_force(Datum tenant, Datum metric, TimestampTz at) {
-    const MemoryContext memory = CurrentMemoryContext;
+void init() {
+    CacheRegisterRelcacheCallback(forget_events, 0);
+}
+
+Terms read_terms(std::string_view tenant, std::string_view metric, TimestampTz at) {
+    const Datum values[] = {text_datum(tenant), text_datum(metric), TimestampTzGetDatum(at)};
     const Identity saved = enter_as_owner();
-    const Datum values[] = {tenant, metric, TimestampTzGetDatum(at)};
-    if (read_quota.read_latest(values) != 1)
-        elog(ERROR, "the quota in force is not one row");
-    Quota quota{};
-    bool is_null;
-    quota.tenant_known = DatumGetBool(column(1, &is_null));
-    quota.metric_known = DatumGetBool(column(2, &is_null));
-    if (quota.tenant_known && quota.metric_known) {
-        quota.is_gauge = DatumGetBool(column(3, &is_null));
-        quota.scale = DatumGetInt16(column(4, &is_null));
-        quota.refusal = text_column(5, memory);
-        const Datum limit = column(6, &is_null);
-        if (!is_null) {
-            const MemoryContext spi = MemoryContextSwitchTo(memory);
-            quota.quota = DatumGetNumericCopy(limit);
-            MemoryContextSwitchTo(spi);
+    const uint64 rows = select_terms.read_latest(values);
+    if (rows == 0 || rows > kMaxLimits)
+        elog(ERROR, "the quota in force is not one row and its windows");
+    Terms terms{};
+    terms.tenant_known = bool_column(1);
+    terms.metric_known = bool_column(2);
+    if (terms.tenant_known && terms.metric_known) {
+        terms.is_gauge = bool_column(3);
+        terms.aggregation = named_column<Aggregation>(4, kAggregationNames);
+        bool is_null;
+        terms.scale = DatumGetInt16(column(5, &is_null));
+        terms.refusal = named_column<Refusal>(6, kRefusalNames);
+        terms.cap = named_column<Cap>(7, kCapNames);
+        terms.valid_from = time_column(8);
+        terms.valid_until = time_column(9);
+        terms.limits[terms.limit_count++] = {Window::period,
+                                             limit_column(10, terms.scale),
+                                             limit_column(11, terms.scale),
+                                             time_column(12),
+                                             time_column(13),
+                                             {}};
+        for (uint64 row = 0; row < rows; row++) {
+            const Datum per = column(14, &is_null, row);
+            if (is_null)
+                continue;
+            const int64 quota = limit_column(15, terms.scale, row);
+            const Window window = strcmp(TextDatumGetCString(per), "day") == 0 ? Window::day : Window::hour;
+            const Limit limit{window, quota, quota, time_column(16, row), time_column(17, row), {}};
+            terms.limits[terms.limit_count++] = limit;
+            terms.valid_from = Max(terms.valid_from, limit.start);
+            terms.valid_until = Min(terms.valid_until, limit.end);
         }
-        quota.cap = text_column(7, memory);
-        const Datum bound = column(8, &is_null);
-        quota.limit = is_null ? PG_INT64_MAX : limit_to_units(DatumGetNumeric(bound), quota.scale);
-        quota.period_start = DatumGetTimestampTz(column(9, &is_null));
-        quota.period_end = DatumGetTimestampTz(column(10, &is_null));
     }
     leave(saved);
-    return quota;
+    return terms;
 }
 
-int64 total_used(Datum tenant, Datum metric, TimestampTz period_start, int scale) {
+int64 total_used(std::string_view tenant, std::string_view metric, int scale, Window window,
+                 TimestampTz start, TimestampTz end) {
+    const Datum values[] = {text_datum(tenant), text_datum(metric), TimestampTzGetDatum(start),
+                            TimestampTzGetDatum(end)};
     const Identity saved = enter_as_owner();
-    const Datum values[] = {tenant, metric, TimestampTzGetDatum(period_start)};
-    if (read_used.read_latest(values) != 1)
+    Statement &statement = window == Window::period ? select_used : select_used_within;
+    if (statement.read_latest(values) != 1)
         elog(ERROR, "the total used is not one row");
     bool is_null;
     const int64 used = total_to_units(DatumGetNumeric(column(1, &is_null)), scale);
@@ -185,26 +258,46 @@ int64 total_used(Datum tenant, Datum metric, TimestampTz period_start, int scale
     return used;
 }
 
+TimestampTz folded_before() {
+    const Identity saved = enter_as_owner();
+    if (select_folded_before.read_latest(nullptr) != 1)
+        elog(ERROR, "the state of the rollup is not one row");
+    const TimestampTz folded = time_column(1);
+    leave(saved);
+    return folded;
+}
+
 bool write_event(const Event &event) {
     const Identity saved = enter_as_owner();
-    const Datum values[] = {event.tenant,
-                            event.metric,
-                            event.quantity,
-                            event.key,
-                            TimestampTzGetDatum(event.occurred_at),
-                            TimestampTzGetDatum(event.recorded_at),
-                            TimestampTzGetDatum(event.period_start),
-                            event.properties};
-    const char nulls[] = {' ', ' ', ' ', event.key ? ' ' : 'n', ' ', ' ', ' ', event.properties ? ' ' : 'n'};
-    const uint64 written = (event.key ? write_keyed_event : write_plain_event).write(values, nulls);
+    bool fresh = true;
+    if (event.key) {
+        const text *key = DatumGetTextPP(event.key);
+        const pg_uuid_t stored = event_key({VARDATA_ANY(key), VARSIZE_ANY_EXHDR(key)});
+        const Datum values[] = {event.tenant, UUIDPGetDatum(&stored), TimestampTzGetDatum(event.tick)};
+        fresh = insert_key.write(values, nullptr) > 0;
+    }
+    if (fresh) {
+        const Datum values[] = {TimestampTzGetDatum(event.tick),
+                                TimestampTzGetDatum(event.occurred_at),
+                                TimestampTzGetDatum(event.recorded_at),
+                                TimestampTzGetDatum(event.period_start),
+                                event.tenant,
+                                event.metric,
+                                event.quantity,
+                                event.key,
+                                event.properties};
+        const char nulls[] = {
+            ' ', ' ', ' ', ' ', ' ', ' ', ' ', event.key ? ' ' : 'n', event.properties ? ' ' : 'n'};
+        insert_event.write(values, nulls);
+    }
     leave(saved);
-    return written > 0;
+    return fresh;
 }
 
 bool key_known(Datum tenant, Datum key) {
     const Identity saved = enter_as_owner();
     const Datum values[] = {tenant, key};
-    const bool known = read_key.read_latest(values) > 0;
+    const bool known = select_key.read_latest(values) > 0;
     leave(saved);
     return known;
 }
@@ -215,9 +308,13 @@ const char *tenant_of_caller() {
     int context;
     GetUserIdAndSecContext(&user, &context);
     const Identity saved = enter(user, 0);
+    const int guc_level = pin_search_path();
     if (SPI_execute("SELECT billing.current_tenant()", true, 1) != SPI_OK_SELECT || SPI_processed != 1)
         elog(ERROR, "billing.current_tenant() is not one row");
-    const char *tenant = text_column(1, memory);
+    bool is_null;
+    const Datum value = column(1, &is_null);
+    const char *tenant = is_null ? nullptr : MemoryContextStrdup(memory, TextDatumGetCString(value));
+    AtEOXact_GUC(false, guc_level);
     leave(saved);
     return tenant;
 }

@@ -11,7 +11,9 @@
 // switch of user, the pinned search_path and the SPI connection.
 #pragma once
 
-#include "extension/pg.hpp"
+#include <string_view>
+
+#include "extension/terms.hpp"
 
 extern "C" {
 #include "utils/numeric.h"
@@ -19,32 +21,28 @@ extern "C" {
 
 namespace pg_billing::ledger {
 
-struct Quota {
-    bool tenant_known, metric_known;
-    bool is_gauge;
-    int scale;
-    const char *refusal;  // why no usage is allowed at all, or null
-    Numeric quota;        // null: unlimited
-    const char *cap;      // hard, soft, none; null if no quota is in force
-    int64 limit;          // in units: what a check may not pass; INT64_MAX if nothing
-    TimestampTz period_start, period_end;
-};
-
 struct Event {
     Datum tenant, metric, quantity, key, properties;  // key, properties: 0 if none
-    TimestampTz occurred_at, recorded_at, period_start;
+    TimestampTz tick, occurred_at, recorded_at, period_start;
 };
 
 // Returns the OID of billing.usage_events; InvalidOid if install() was not run.
 Oid events_relation();
 
-// Returns the quota in force at a time, allocated in the caller's memory context.
-Quota quota_in_force(Datum tenant, Datum metric, TimestampTz at);
+// Registers what keeps events_relation() true; called once, while preloading.
+void init();
 
-// Returns the total of a billing period, in units of the scale.
-int64 total_used(Datum tenant, Datum metric, TimestampTz period_start, int scale);
+// Returns the terms in force at a time.
+Terms read_terms(std::string_view tenant, std::string_view metric, TimestampTz at);
 
-// Writes the event, its key and its delta in one statement; false if the key is known (nothing is written then).
+// Returns what a window has used, in units of the scale.
+int64 total_used(std::string_view tenant, std::string_view metric, int scale, Window window,
+                 TimestampTz start, TimestampTz end);
+
+// Returns the tick before which the rollup has folded all events, but for some late ones.
+TimestampTz folded_before();
+
+// Writes the event and its key; false if the key is known (nothing is written then).
 bool write_event(const Event &event);
 
 // Tells whether the key is known, as of now.

@@ -4,8 +4,11 @@
 // callbacks, the utility hook and the launcher.
 #include "extension/counters.hpp"
 #include "extension/journal.hpp"
+#include "extension/ledger.hpp"
 #include "extension/pg.hpp"
 #include "extension/settings.hpp"
+#include "extension/terms.hpp"
+#include "extension/ticks.hpp"
 #include "extension/worker_state.hpp"
 
 extern "C" {
@@ -23,8 +26,10 @@ shmem_startup_hook_type next_shmem_startup;
 extern "C" void request_shared_memory() {
     if (next_shmem_request)
         next_shmem_request();
-    RequestNamedLWLockTranche(pg_billing::kLockTranche, 2);
+    RequestNamedLWLockTranche(pg_billing::kLockTranche, pg_billing::kLockCount);
     pg_billing::counters_shmem_request();
+    pg_billing::terms::shmem_request();
+    pg_billing::ticks::shmem_request();
     pg_billing::worker_state_shmem_request();
 }
 
@@ -33,8 +38,10 @@ extern "C" void start_shared_memory() {
         next_shmem_startup();
     LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
     pg_billing::counters_shmem_startup();
-    LWLockRelease(AddinShmemInitLock);
+    pg_billing::terms::shmem_startup();
+    pg_billing::ticks::shmem_startup();
     pg_billing::worker_state_shmem_startup();
+    LWLockRelease(AddinShmemInitLock);
 }
 
 }  // namespace
@@ -54,6 +61,9 @@ void _PG_init(void) {
     shmem_request_hook = request_shared_memory;
     next_shmem_startup = shmem_startup_hook;
     shmem_startup_hook = start_shared_memory;
+    pg_billing::ledger::init();
+    pg_billing::terms::init();
+    pg_billing::ticks::init();
     pg_billing::journal::init();
     pg_billing::init_worker_state();
     pg_billing::register_launcher();

@@ -13,10 +13,8 @@ Numeric numeric(Datum d) {
 Numeric shift(Numeric quantity, int scale) {
     if (scale == 0)
         return quantity;
-    int64 power = 1;
-    for (int i = 0; i < scale; i++)
-        power *= 10;
-    return numeric(DirectFunctionCall2(numeric_mul, datum(quantity), datum(int64_to_numeric(power))));
+    return numeric(
+        DirectFunctionCall2(numeric_mul, datum(quantity), datum(int64_to_numeric(power_of_ten(scale)))));
 }
 
 Numeric floor_of(Numeric n) {
@@ -28,6 +26,13 @@ int compare(Numeric a, Numeric b) {
 }
 
 }  // namespace
+
+int64 power_of_ten(int scale) {
+    int64 power = 1;
+    for (int i = 0; i < scale; i++)
+        power *= 10;
+    return power;
+}
 
 Scaling to_units(Numeric quantity, int scale, int64 *units) {
     if (numeric_is_nan(quantity) || numeric_is_inf(quantity))

@@ -26,4 +26,7 @@ int64 total_to_units(Numeric total, int scale);
 
 Numeric from_units(int64 units, int scale);
 
+// Returns how many units make one.
+int64 power_of_ten(int scale);
+
 }  // namespace pg_billing

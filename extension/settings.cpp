@@ -5,6 +5,7 @@
 namespace pg_billing::settings {
 
 bool database_workers;
+int future_limit, late_limit;
 int max_counters;
 char *tenant_id;
 int time_shift;
@@ -23,6 +24,13 @@ void define() {
     DefineCustomBoolVariable("pg_billing.database_workers",
                              "Starts background workers that roll up usage and submit it to Stripe.", nullptr,
                              &database_workers, true, PGC_SIGHUP, 0, nullptr, nullptr, nullptr);
+    DefineCustomIntVariable("pg_billing.future_limit", "Sets how early an event may be.",
+                            "A clock that runs ahead is forgiven this much.", &future_limit, 5 * 60, 0,
+                            kSecondsPerDay, PGC_SIGHUP, GUC_UNIT_S, nullptr, nullptr, nullptr);
+    DefineCustomIntVariable("pg_billing.late_limit", "Sets how late an event may be.",
+                            "Stripe accepts usage that is up to 35 days late.", &late_limit,
+                            35 * kSecondsPerDay, 0, 35 * kSecondsPerDay, PGC_SIGHUP, GUC_UNIT_S, nullptr,
+                            nullptr, nullptr);
     DefineCustomIntVariable(
         "pg_billing.max_counters",
         "Sets how many quota counters fit into shared memory (about 256 bytes each).",

@@ -4,6 +4,7 @@
 namespace pg_billing::settings {
 
 extern bool database_workers;
+extern int future_limit, late_limit;  // seconds
 extern int max_counters;
 extern char *tenant_id;
 extern int time_shift;  // seconds

@@ -24,7 +24,8 @@ extern "C" {
 
 namespace pg_billing {
 
-inline constexpr const char *kLockTranche = "pg_billing";  // [0] counters, [1] worker state
+inline constexpr const char *kLockTranche = "pg_billing";  // [0] counters, [1] worker state, [2] ticks
+inline constexpr int kLockCount = 3;
 inline constexpr const char *kWorkerStateName = "pg_billing workers";
 inline constexpr int kMaxDatabases = 256;  // databases with pg_billing in one server, not databases at all
 

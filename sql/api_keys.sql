@@ -7,7 +7,7 @@ BEGIN
         id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
         sha256     bytea NOT NULL UNIQUE,
         prefix     text NOT NULL,           -- enough of the key to recognise it
-        tenant_id  text REFERENCES billing.billing_customers,   -- null: a service, which names the tenant per request
+        tenant_id  text COLLATE "C" REFERENCES billing.billing_customers,   -- null: a service, which names the tenant per request
         scopes     text[] NOT NULL,
         created_at timestamptz NOT NULL,
         expires_at timestamptz,

@@ -8,12 +8,17 @@ BEGIN
         display_name      text NOT NULL,
         kind              text NOT NULL CHECK (kind IN ('counter', 'gauge')),
         unit              text NOT NULL,
+        aggregation       text NOT NULL DEFAULT 'sum',
         scale             smallint NOT NULL DEFAULT 6 CHECK (scale BETWEEN 0 AND 9),  -- decimals kept
         stripe_event_name text NOT NULL UNIQUE,
         stripe_product_id text,
-        stripe_meter_id   text
+        stripe_meter_id   text,
+        CHECK (aggregation IN ('sum', 'count', 'max', 'last', 'unique_count') AND kind = 'counter'
+               OR aggregation IN ('time_weighted', 'max') AND kind = 'gauge')
     );
     COMMENT ON TABLE billing.metrics IS 'what is measured: counters reset each billing period, gauges persist';
+    COMMENT ON COLUMN billing.metrics.aggregation IS
+        'what a billing period bills: of a counter the sum, count, max, last or unique_count of its events; of a gauge its time_weighted average or its max';
     COMMENT ON COLUMN billing.metrics.scale IS 'decimals a quantity may have; a quantity with more is refused';
 
     CREATE TABLE IF NOT EXISTS billing.plans (
@@ -34,10 +39,21 @@ BEGIN
         allowance       numeric CHECK (allowance >= 0 AND allowance < 'Infinity'),  -- included quantity; null: unlimited
         cap             text NOT NULL CHECK (cap IN ('hard', 'soft', 'none')),
         grace           numeric NOT NULL DEFAULT 1 CHECK (grace >= 1 AND grace < 'Infinity'),  -- a soft cap refuses past allowance * grace
+        grace_period    interval CHECK (grace_period >= interval '0'),  -- … and past the allowance, this long after it was reached
         stripe_price_id text,
         PRIMARY KEY (plan, metric)
     );
     COMMENT ON TABLE billing.plan_metrics IS 'per plan and metric: allowance, cap and grace';
+
+    CREATE TABLE IF NOT EXISTS billing.plan_window_limits (
+        plan   text NOT NULL REFERENCES billing.plans,
+        metric text NOT NULL REFERENCES billing.metrics,
+        per    text NOT NULL CHECK (per IN ('hour', 'day')),
+        quota  numeric NOT NULL CHECK (quota >= 0 AND quota < 'Infinity'),
+        PRIMARY KEY (plan, metric, per)
+    );
+    COMMENT ON TABLE billing.plan_window_limits IS
+        'hard limits per hour or day inside the billing period, such as 10,000 calls a day of 100,000 a month';
 
     -- Graduated tiers as Stripe has them: each unit costs what its own tier says.
     CREATE TABLE IF NOT EXISTS billing.price_tiers (
@@ -51,12 +67,12 @@ BEGIN
     );
     COMMENT ON TABLE billing.price_tiers IS 'graduated price of a metric in a plan; unit_amount in minor units per unit';
 
-    INSERT INTO billing.metrics (name, display_name, kind, unit, scale, stripe_event_name) VALUES
-        ('llm_tokens',       'LLM tokens',       'counter', 'tokens',     0, 'llm_tokens'),
-        ('agent_executions', 'Agent executions', 'counter', 'executions', 0, 'agent_executions'),
-        ('api_calls',        'API calls',        'counter', 'calls',      0, 'api_calls'),
-        ('storage_gb',       'Storage',          'gauge',   'GB',         9, 'storage_gb'),
-        ('user_seats',       'User seats',       'gauge',   'seats',      0, 'user_seats')
+    INSERT INTO billing.metrics (name, display_name, kind, unit, aggregation, scale, stripe_event_name) VALUES
+        ('llm_tokens',       'LLM tokens',       'counter', 'tokens',     'sum', 0, 'llm_tokens'),
+        ('agent_executions', 'Agent executions', 'counter', 'executions', 'sum', 0, 'agent_executions'),
+        ('api_calls',        'API calls',        'counter', 'calls',      'sum', 0, 'api_calls'),
+        ('storage_gb',       'Storage',          'gauge',   'GB',         'time_weighted', 9, 'storage_gb'),
+        ('user_seats',       'User seats',       'gauge',   'seats',      'max', 0, 'user_seats')
     ON CONFLICT DO NOTHING;
     INSERT INTO billing.plans (name, display_name, price) VALUES
         ('free', 'Free', 0), ('standard', 'Standard', 9900), ('enterprise', 'Enterprise', 49900)

@@ -4,7 +4,7 @@ CREATE FUNCTION billing._install_customers() RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     CREATE TABLE IF NOT EXISTS billing.billing_customers (
-        tenant_id          text PRIMARY KEY CHECK (octet_length(tenant_id) BETWEEN 1 AND 128),
+        tenant_id          text COLLATE "C" PRIMARY KEY CHECK (octet_length(tenant_id) BETWEEN 1 AND 128),
         name               text NOT NULL,
         email              text NOT NULL,
         timezone           text NOT NULL DEFAULT 'UTC',

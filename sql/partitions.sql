@@ -1,4 +1,4 @@
--- Partition upkeep: usage_events has one partition per UTC day over the window in which an event may occur.
+-- Partition upkeep: usage_events has one partition per UTC day in which events are recorded.
 
 CREATE FUNCTION billing._protect_table(name text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -23,7 +23,7 @@ BEGIN
     PERFORM billing._protect_table(name);
     LOCK TABLE billing.usage_events_default IN ACCESS EXCLUSIVE MODE;
     EXECUTE format('WITH moved AS (DELETE FROM billing.usage_events_default
-                                    WHERE occurred_at >= $1 AND occurred_at < $2 RETURNING *)
+                                    WHERE tick >= $1 AND tick < $2 RETURNING *)
                     INSERT INTO billing.%I SELECT * FROM moved', name) USING starts, ends;
     EXECUTE format('ALTER TABLE billing.usage_events ATTACH PARTITION billing.%I FOR VALUES FROM (%L) TO (%L)',
                    name, starts, ends);
@@ -35,7 +35,9 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     today date := (billing.now() AT TIME ZONE 'UTC')::date;
 BEGIN
-    -- Events are accepted 35 days back and 5 minutes ahead; three days ahead outlive a worker that is down.
-    PERFORM billing._ensure_day(today + n) FROM generate_series(-36, 3) n;
+    -- Three days ahead outlive a worker that is down. A clock that was set forward has left its tick there.
+    PERFORM billing._ensure_day(day)
+       FROM (SELECT today + n FROM generate_series(0, 3) n
+             UNION SELECT (e.tick AT TIME ZONE 'UTC')::date FROM billing.usage_events_default e) days (day);
 END $$;
 COMMENT ON FUNCTION billing.maintain() IS 'makes the partitions of usage_events that the coming days need';

@@ -4,18 +4,29 @@ CREATE FUNCTION billing._install_quotas() RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     CREATE TABLE IF NOT EXISTS billing.quota_overrides (
-        tenant_id  text NOT NULL REFERENCES billing.billing_customers,
+        tenant_id  text COLLATE "C" NOT NULL REFERENCES billing.billing_customers,
         metric     text NOT NULL REFERENCES billing.metrics,
         quota      numeric CHECK (quota >= 0 AND quota < 'Infinity'),    -- null: unlimited
         cap        text NOT NULL CHECK (cap IN ('hard', 'soft', 'none')),
         grace      numeric NOT NULL DEFAULT 1 CHECK (grace >= 1 AND grace < 'Infinity'),
-        created_at timestamptz NOT NULL,
+        grace_period interval CHECK (grace_period >= interval '0'),
+        created_at   timestamptz NOT NULL,
         PRIMARY KEY (tenant_id, metric)
     );
     COMMENT ON TABLE billing.quota_overrides IS 'a tenant''s own limits, in place of its plan''s';
 
+    CREATE TABLE IF NOT EXISTS billing.window_limits (
+        tenant_id  text COLLATE "C" NOT NULL REFERENCES billing.billing_customers,
+        metric     text NOT NULL REFERENCES billing.metrics,
+        per        text NOT NULL CHECK (per IN ('hour', 'day')),
+        quota      numeric CHECK (quota >= 0 AND quota < 'Infinity'),    -- null: none, whatever the plan says
+        created_at timestamptz NOT NULL,
+        PRIMARY KEY (tenant_id, metric, per)
+    );
+    COMMENT ON TABLE billing.window_limits IS 'a tenant''s own hard limits per hour or day, in place of its plan''s';
+
     CREATE TABLE IF NOT EXISTS billing.usage_quotas (
-        tenant_id    text NOT NULL REFERENCES billing.billing_customers,
+        tenant_id    text COLLATE "C" NOT NULL REFERENCES billing.billing_customers,
         metric       text NOT NULL REFERENCES billing.metrics,
         period_start timestamptz NOT NULL,              -- -infinity for a gauge, which never resets
         period_end   timestamptz NOT NULL,
@@ -28,31 +39,30 @@ BEGIN
     COMMENT ON TABLE billing.usage_quotas IS 'the limit in force per tenant, metric and billing period, with the rolled-up usage';
 END $$;
 
--- Returns the quota in force at a time: always one row, whose metric or tenant is null where that is unknown.
--- A plain inlined query: the hot path runs it with a saved plan under its own snapshot.
+-- Returns the quota in force at a time: always one row, whose metric or tenant is null where that is unknown. `bound` is
+-- what a check may not pass: the quota, or a soft cap's grace while that lasts; `valid` is the stretch of time around it
+-- in which all of the row holds. A plain inlined query: a cache miss of the hot path runs it with a saved plan.
 CREATE FUNCTION billing._quota_in_force(tenant_id text, metric text, at timestamptz)
-RETURNS TABLE (tenant text, metric_name text, kind text, scale smallint, refusal text, quota numeric, cap text,
-               grace numeric, period tstzrange)
+RETURNS TABLE (tenant text, metric_name text, kind text, aggregation text, scale smallint, refusal text, quota numeric,
+               cap text, grace numeric, bound numeric, plan text, timezone text, period tstzrange, valid tstzrange)
 LANGUAGE sql STABLE AS $$
-    SELECT c.tenant_id, m.name, m.kind, m.scale,
+    SELECT c.tenant_id, m.name, m.kind, m.aggregation, m.scale,
            CASE WHEN o.tenant_id IS NOT NULL THEN NULL
                 WHEN s.tenant_id IS NULL THEN 'no_subscription'
-                WHEN s.status IN ('pending', 'trialing', 'active') THEN
-                    CASE WHEN pm.plan IS NULL THEN 'upgrade_required' END
-                WHEN s.status = 'past_due' AND s.past_due_since + p.past_due_grace > $3 THEN
+                WHEN s.status IN ('pending', 'trialing', 'active') OR t.past_due_until > $3 THEN
                     CASE WHEN pm.plan IS NULL THEN 'upgrade_required' END
                 ELSE 'subscription_inactive'
            END,
-           CASE WHEN o.tenant_id IS NOT NULL THEN o.quota ELSE pm.allowance END,
-           coalesce(o.cap, pm.cap),
-           coalesce(o.grace, pm.grace),
-           CASE WHEN m.kind = 'gauge' THEN tstzrange('-infinity', 'infinity')
-                WHEN $3 >= s.current_period_start AND $3 < s.current_period_end
-                    THEN tstzrange(s.current_period_start, s.current_period_end)
-                WHEN s.tenant_id IS NOT NULL
-                    THEN billing._period_at(s.anchor, s.interval_months, s.timezone, $3)
-                ELSE billing._period_at(timestamp '2000-01-01' AT TIME ZONE c.timezone, 1, c.timezone, $3)
-           END
+           l.quota, coalesce(o.cap, pm.cap), coalesce(o.grace, pm.grace),
+           CASE coalesce(o.cap, pm.cap)
+                WHEN 'hard' THEN l.quota
+                WHEN 'soft' THEN CASE WHEN l.grace_until <= $3 THEN l.quota ELSE l.quota * coalesce(o.grace, pm.grace) END
+           END,
+           s.plan, coalesce(s.timezone, c.timezone), t.period,
+           tstzrange(greatest(lower(t.period), CASE WHEN l.grace_until <= $3 THEN l.grace_until END,
+                              CASE WHEN t.past_due_until <= $3 THEN t.past_due_until END),
+                     least(upper(t.period), CASE WHEN l.grace_until > $3 THEN l.grace_until END,
+                           CASE WHEN t.past_due_until > $3 THEN t.past_due_until END))
       FROM (SELECT 1) one
       LEFT JOIN billing.metrics m ON m.name = $2
       LEFT JOIN billing.billing_customers c ON c.tenant_id = $1
@@ -61,6 +71,46 @@ LANGUAGE sql STABLE AS $$
       LEFT JOIN billing.plans p ON p.name = s.plan
       LEFT JOIN billing.plan_metrics pm ON pm.plan = s.plan AND pm.metric = m.name
       LEFT JOIN billing.quota_overrides o ON o.tenant_id = c.tenant_id AND o.metric = m.name
+      CROSS JOIN LATERAL (
+        SELECT CASE WHEN s.status = 'past_due' THEN s.past_due_since + p.past_due_grace END AS past_due_until,
+               CASE WHEN m.kind = 'gauge' THEN tstzrange('-infinity', 'infinity')
+                    WHEN $3 >= s.current_period_start AND $3 < s.current_period_end
+                        THEN tstzrange(s.current_period_start, s.current_period_end)
+                    WHEN s.tenant_id IS NOT NULL
+                        THEN billing._period_at(s.anchor, s.interval_months, s.timezone, $3)
+                    ELSE billing._period_at(timestamp '2000-01-01' AT TIME ZONE c.timezone, 1, c.timezone, $3)
+               END AS period) t
+      LEFT JOIN billing.usage_alerts a
+             ON a.tenant_id = c.tenant_id AND a.metric = m.name AND a.period_start = lower(t.period) AND a.threshold = 100
+      CROSS JOIN LATERAL (
+        SELECT CASE WHEN o.tenant_id IS NOT NULL THEN o.quota ELSE pm.allowance END AS quota,
+               a.raised_at + CASE WHEN o.tenant_id IS NOT NULL THEN o.grace_period ELSE pm.grace_period END AS grace_until) l
+$$;
+
+-- The hour or day around a time. A day begins at local midnight; where that is not on the hour in UTC, with the hour of
+-- UTC it falls into, so that no hour of usage belongs to two days.
+CREATE FUNCTION billing._window_at(per text, timezone text, at timestamptz) RETURNS tstzrange
+LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT CASE $1 WHEN 'hour' THEN tstzrange(h, h + interval '1 hour')
+           ELSE tstzrange(date_trunc('hour', day AT TIME ZONE $2, 'UTC'),
+                          date_trunc('hour', (day + interval '1 day') AT TIME ZONE $2, 'UTC')) END
+      FROM date_trunc('hour', $3, 'UTC') h,
+           date_trunc('day', (h + interval '1 hour' - interval '1 microsecond') AT TIME ZONE $2) day
+$$;
+
+-- The limits of shorter windows that are in force at a time: the tenant's own, else its plan's; quota null: none.
+CREATE FUNCTION billing._window_limits(tenant_id text, metric text, plan text, timezone text, at timestamptz)
+RETURNS TABLE (per text, quota numeric, span tstzrange)
+LANGUAGE sql STABLE AS $$
+    SELECT l.per, l.quota, billing._window_at(l.per, $4, $5)
+      FROM (SELECT p.per, p.quota FROM billing.plan_window_limits p
+             WHERE p.plan = $3 AND p.metric = $2
+               AND NOT EXISTS (SELECT FROM billing.window_limits w
+                                WHERE w.tenant_id = $1 AND w.metric = $2 AND w.per = p.per)
+            UNION ALL
+            SELECT w.per, w.quota FROM billing.window_limits w WHERE w.tenant_id = $1 AND w.metric = $2) l
+     WHERE l.quota IS NOT NULL
+     ORDER BY l.per DESC
 $$;
 
 -- Writes the quotas in force now into usage_quotas, leaving the usage there as it is.
@@ -84,7 +134,8 @@ BEGIN
 END $$;
 
 CREATE FUNCTION billing.set_quota(tenant_id text, metric text, quota numeric, cap text DEFAULT NULL,
-                                  grace numeric DEFAULT NULL)
+                                  grace numeric DEFAULT NULL, grace_period interval DEFAULT NULL,
+                                  per text DEFAULT NULL)
 RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -96,24 +147,84 @@ BEGIN
             USING ERRCODE = 'UB032',
                   HINT = 'The quota is null (unlimited) or not negative; the cap is hard, soft or none; grace is at least 1.';
     END IF;
+    IF per IS NOT NULL THEN
+        IF per NOT IN ('hour', 'day') OR cap <> 'hard' OR grace IS NOT NULL OR grace_period IS NOT NULL
+           OR (SELECT m.kind FROM billing.metrics m WHERE m.name = set_quota.metric) = 'gauge' THEN
+            RAISE EXCEPTION 'a limit per "%" with cap "%" of metric "%" is not valid', per, coalesce(cap, 'hard'), metric
+                USING ERRCODE = 'UB032',
+                      HINT = 'A counter may have hard limits per hour and per day; they have no grace.';
+        END IF;
+        INSERT INTO billing.window_limits AS w
+        VALUES (set_quota.tenant_id, set_quota.metric, set_quota.per, set_quota.quota, billing.now())
+        ON CONFLICT ON CONSTRAINT window_limits_pkey
+        DO UPDATE SET quota = excluded.quota, created_at = excluded.created_at;
+        RETURN;
+    END IF;
     INSERT INTO billing.quota_overrides AS o
     VALUES (set_quota.tenant_id, set_quota.metric, set_quota.quota, coalesce(set_quota.cap, 'hard'),
-            coalesce(set_quota.grace, 1), billing.now())
+            coalesce(set_quota.grace, 1), set_quota.grace_period, billing.now())
     ON CONFLICT ON CONSTRAINT quota_overrides_pkey
-    DO UPDATE SET quota = excluded.quota, cap = excluded.cap, grace = excluded.grace, created_at = excluded.created_at;
+    DO UPDATE SET quota = excluded.quota, cap = excluded.cap, grace = excluded.grace,
+                  grace_period = excluded.grace_period, created_at = excluded.created_at;
     PERFORM billing._refresh_quotas(tenant_id);
 END $$;
-COMMENT ON FUNCTION billing.set_quota(text, text, numeric, text, numeric) IS
-    'overrides the quota of one tenant and metric from commit on; quota null is unlimited, cap defaults to hard. Raises UB010, UB011, UB032, UB040';
+COMMENT ON FUNCTION billing.set_quota(text, text, numeric, text, numeric, interval, text) IS
+    'overrides the quota of one tenant and metric from commit on; quota null is unlimited, cap defaults to hard; a soft cap ends at quota times grace, and at the quota once grace_period has passed since it was reached; per ''hour'' or ''day'' sets a hard limit inside the billing period. Raises UB010, UB011, UB032, UB040';
 
-CREATE FUNCTION billing.clear_quota(tenant_id text, metric text) RETURNS void
+CREATE FUNCTION billing.clear_quota(tenant_id text, metric text, per text DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM billing._check_tenant(tenant_id);
     PERFORM billing._check_metric(metric);
+    IF per IS NOT NULL THEN
+        DELETE FROM billing.window_limits w
+         WHERE w.tenant_id = clear_quota.tenant_id AND w.metric = clear_quota.metric AND w.per = clear_quota.per;
+        RETURN;
+    END IF;
     DELETE FROM billing.quota_overrides o
      WHERE o.tenant_id = clear_quota.tenant_id AND o.metric = clear_quota.metric;
     PERFORM billing._refresh_quotas(tenant_id);
 END $$;
-COMMENT ON FUNCTION billing.clear_quota(text, text) IS
-    'ends a tenant''s override, so that its plan''s quota is in force again. Raises UB010, UB011, UB040';
+COMMENT ON FUNCTION billing.clear_quota(text, text, text) IS
+    'ends a tenant''s override, or that of its limit per ''hour'' or ''day'', so that its plan''s is in force again. Raises UB010, UB011, UB040';
+
+-- A change of anything that a quota comes from, by whatever statement, is announced at its commit. The trigger functions
+-- are no members of the extension: the tables keep them after DROP EXTENSION, and then there is nobody to tell.
+CREATE FUNCTION billing._install_quota_triggers() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $install$
+DECLARE
+    name text;
+BEGIN
+    CREATE OR REPLACE FUNCTION billing._tenant_quotas_changed() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+    BEGIN
+        IF to_regprocedure('billing._quotas_changed(text)') IS NOT NULL THEN
+            IF TG_OP <> 'INSERT' THEN
+                PERFORM billing._quotas_changed(old.tenant_id);
+            END IF;
+            IF TG_OP <> 'DELETE' THEN
+                PERFORM billing._quotas_changed(new.tenant_id);
+            END IF;
+        END IF;
+        RETURN NULL;
+    END $$;
+    CREATE OR REPLACE FUNCTION billing._all_quotas_changed() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+    BEGIN
+        IF to_regprocedure('billing._quotas_changed(text)') IS NOT NULL THEN
+            PERFORM billing._quotas_changed(NULL);
+        END IF;
+        RETURN NULL;
+    END $$;
+    REVOKE ALL ON FUNCTION billing._tenant_quotas_changed(), billing._all_quotas_changed() FROM PUBLIC;
+    FOREACH name IN ARRAY ARRAY['billing_customers', 'subscriptions', 'quota_overrides', 'window_limits', 'usage_alerts'] LOOP
+        EXECUTE format('CREATE OR REPLACE TRIGGER quotas_changed AFTER INSERT OR UPDATE OR DELETE ON billing.%I
+                        FOR EACH ROW EXECUTE FUNCTION billing._tenant_quotas_changed()', name);
+        EXECUTE format('CREATE OR REPLACE TRIGGER quotas_truncated AFTER TRUNCATE ON billing.%I
+                        EXECUTE FUNCTION billing._all_quotas_changed()', name);
+    END LOOP;
+    FOREACH name IN ARRAY ARRAY['metrics', 'plans', 'plan_metrics', 'plan_window_limits'] LOOP
+        EXECUTE format('CREATE OR REPLACE TRIGGER quotas_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON billing.%I
+                        EXECUTE FUNCTION billing._all_quotas_changed()', name);
+    END LOOP;
+END $install$;

@@ -17,7 +17,7 @@ BEGIN
     GRANT USAGE ON SCHEMA billing TO billing_admin, billing_app, billing_tenant;
 
     CREATE TABLE IF NOT EXISTS billing.tenant_roles (
-        tenant_id text NOT NULL REFERENCES billing.billing_customers,
+        tenant_id text COLLATE "C" NOT NULL REFERENCES billing.billing_customers,
         role_name name PRIMARY KEY      -- a role is one tenant; a tenant may have several roles
     );
     COMMENT ON TABLE billing.tenant_roles IS 'database roles that are a tenant: authoritative, unlike pg_billing.tenant_id';
@@ -40,7 +40,7 @@ DECLARE
 BEGIN
     FOR t IN
         SELECT c.relname AS name, c.relispartition AS is_partition,
-               c.relname IN ('metrics', 'plans', 'plan_metrics', 'price_tiers') AS is_catalog,
+               c.relname IN ('metrics', 'plans', 'plan_metrics', 'plan_window_limits', 'price_tiers', 'rollup_state') AS is_catalog,
                -- what tells a tenant nothing about itself is for administrators only
                c.relname NOT IN ('stripe_outbox', 'stripe_state', 'webhook_events', 'api_keys', 'schema_version') AS readable
           FROM pg_class c
@@ -81,7 +81,7 @@ DECLARE
 BEGIN
     FOR f IN
         SELECT p.oid::regprocedure AS signature,
-               p.proname = ANY ('{now,check_quota,get_subscription,get_current_usage,get_usage_summary,is_over_quota,get_usage_percentage,installed_version,_check_bound,_check_tenant,_check_metric,_quota_in_force,_period_at,_period,_used}') AS for_tenant,
+               p.proname = ANY ('{now,check_quota,get_subscription,get_current_usage,get_usage_summary,is_over_quota,get_usage_percentage,installed_version,_check_bound,_check_tenant,_check_metric,_quota_in_force,_period_at,_period,_tail,_used}') AS for_tenant,
                p.proname = ANY ('{record_usage,try_consume,consume,record_usage_batch,_record_each,create_customer,create_subscription,begin_request,receive_webhook}') AS for_app,
                p.proname NOT LIKE '\_%' AND p.proname <> 'install' AS for_admin
           FROM pg_proc p

@@ -5,10 +5,16 @@ LANGUAGE c STABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'pg_billing_now';
 COMMENT ON FUNCTION billing.now() IS
     'returns the time of the current statement, shifted by pg_billing.time_shift: the one clock of all business rules';
 
--- The first 16 bytes of SHA-256: a tenant cannot make two of its keys collide on purpose.
 CREATE FUNCTION billing._event_key(idempotency_key text) RETURNS uuid
-LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-RETURN encode(substr(sha256(convert_to(idempotency_key, 'UTF8')), 1, 16), 'hex')::uuid;
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'pg_billing_event_key';
+
+-- The tick that is open now, followed by the closed ones that other transactions are still writing in.
+CREATE FUNCTION billing._open_tick(not_before timestamptz) RETURNS timestamptz[]
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pg_billing_open_tick';
+
+-- Has every backend look at a tenant's quota terms again once this transaction has committed; null: at all tenants'.
+CREATE FUNCTION billing._quotas_changed(tenant_id text) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pg_billing_quotas_changed';
 
 CREATE FUNCTION billing._wake_worker(job text) RETURNS void
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pg_billing_wake_worker';

@@ -8,7 +8,7 @@ CREATE FUNCTION billing._install_subscriptions() RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     CREATE TABLE IF NOT EXISTS billing.subscriptions (
-        tenant_id              text NOT NULL REFERENCES billing.billing_customers,
+        tenant_id              text COLLATE "C" NOT NULL REFERENCES billing.billing_customers,
         id                     bigint GENERATED ALWAYS AS IDENTITY,
         plan                   text NOT NULL REFERENCES billing.plans,
         -- pending: in force here, not yet carried out at Stripe; the others are Stripe's
@@ -36,7 +36,7 @@ BEGIN
     COMMENT ON TABLE billing.subscriptions IS 'a tenant''s plan and billing period; at most one live row per tenant';
 
     CREATE TABLE IF NOT EXISTS billing.subscription_items (
-        tenant_id       text NOT NULL,
+        tenant_id       text COLLATE "C" NOT NULL,
         subscription_id bigint NOT NULL,
         metric          text NOT NULL REFERENCES billing.metrics,
         stripe_item_id  text NOT NULL,

@@ -1,4 +1,4 @@
--- What a tenant used, read from aggregates and the deltas not yet rolled up: exact as of the caller's snapshot.
+-- What a tenant used, read from what is rolled up and the events that are not: exact as of the caller's snapshot.
 -- These run with the caller's rights: row-level security decides whose usage is seen.
 
 -- period: 'current', 'previous', or any time that lies in the wanted period.
@@ -30,14 +30,31 @@ BEGIN
     RETURN q.period;
 END $$;
 
+-- The events of a tenant that are not rolled up yet.
+CREATE FUNCTION billing._tail(tenant_id text)
+RETURNS TABLE (metric text, quantity numeric, occurred_at timestamptz, period_start timestamptz)
+LANGUAGE sql STABLE AS $$
+    SELECT e.metric, e.quantity, e.occurred_at, e.period_start FROM billing.usage_events e
+     WHERE e.tenant_id = $1
+       AND e.tick >= (SELECT s.tail FROM billing.rollup_state s)
+       AND (e.tick >= (SELECT s.folded_before FROM billing.rollup_state s)
+            OR e.tick = ANY ((SELECT s.unfolded FROM billing.rollup_state s)::timestamptz[]))
+$$;
+
 CREATE FUNCTION billing._used(tenant_id text, metric text, period_start timestamptz) RETURNS numeric
 LANGUAGE sql STABLE AS $$
-    SELECT coalesce(sum(u.quantity), 0)
-      FROM (SELECT a.quantity FROM billing.usage_aggregates a
-             WHERE a.tenant_id = $1 AND a.metric = $2 AND a.period_start = $3
-            UNION ALL
-            SELECT d.quantity FROM billing.usage_deltas d
-             WHERE d.tenant_id = $1 AND d.metric = $2 AND d.period_start = $3) u
+    SELECT coalesce((SELECT q.used FROM billing.usage_quotas q
+                      WHERE q.tenant_id = $1 AND q.metric = $2 AND q.period_start = $3), 0)
+         + coalesce((SELECT sum(e.quantity) FROM billing._tail($1) e WHERE e.metric = $2 AND e.period_start = $3), 0)
+$$;
+
+-- What was used in a stretch of whole hours.
+CREATE FUNCTION billing._used_within(tenant_id text, metric text, starts timestamptz, ends timestamptz) RETURNS numeric
+LANGUAGE sql STABLE AS $$
+    SELECT coalesce((SELECT sum(a.quantity) FROM billing.usage_aggregates a
+                      WHERE a.tenant_id = $1 AND a.metric = $2 AND a.hour >= $3 AND a.hour < $4), 0)
+         + coalesce((SELECT sum(e.quantity) FROM billing._tail($1) e
+                      WHERE e.metric = $2 AND e.occurred_at >= $3 AND e.occurred_at < $4), 0)
 $$;
 
 CREATE FUNCTION billing.get_current_usage(tenant_id text, metric text, period text DEFAULT 'current') RETURNS numeric

@@ -3,11 +3,13 @@ CREATE TYPE billing.decision AS (
     status    text,         -- recorded | duplicate | allowed | denied
     allowed   boolean,
     reason    text,         -- within_quota | unlimited | overage | soft_cap_exceeded | hard_cap | upgrade_required
-                            -- | no_subscription | subscription_inactive
-    used      numeric,      -- usage of the period, this call included if it was recorded; null while none is in force
+                            -- | hour_limit | day_limit | no_subscription | subscription_inactive
+    used      numeric,      -- usage of the period (of the hour or day if that denies), what is held and this call
+                            -- included if it was recorded; null while none is in force
     quota     numeric,      -- null: unlimited
     remaining numeric,      -- up to the quota, never below zero; null: unlimited
     cap       text,         -- hard | soft | none
-    resets_at timestamptz   -- end of the billing period; null for a gauge, which never resets
+    resets_at timestamptz,  -- end of the billing period; null for a gauge, which never resets
+    warning   text          -- near_quota (from 80 %) | over_quota; null: none
 );
-COMMENT ON TYPE billing.decision IS 'the answer to "may it?": status, allowed, reason, used, quota, remaining, cap, resets_at';
+COMMENT ON TYPE billing.decision IS 'the answer to "may it?": status, allowed, reason, used, quota, remaining, cap, resets_at, warning';

@@ -1,4 +1,4 @@
--- Usage: events, their keys, the deltas the rollup folds, and the functions of the hot path (C++, extension/usage.cpp).
+-- Usage: events, their keys, what is rolled up of them, and the functions of the hot path (C++, extension/usage.cpp).
 
 CREATE FUNCTION billing._install_usage() RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -6,9 +6,9 @@ BEGIN
     -- Exactly-once does not depend on a client resending the same time, so keys live apart from the events.
     IF to_regclass('billing.usage_event_keys') IS NULL THEN
         CREATE TABLE billing.usage_event_keys (
-            tenant_id   text NOT NULL,
-            key         uuid NOT NULL,      -- billing._event_key(idempotency_key)
-            occurred_at timestamptz NOT NULL,
+            tenant_id text COLLATE "C" NOT NULL,
+            key       uuid NOT NULL,            -- billing._event_key(idempotency_key)
+            tick      timestamptz NOT NULL,     -- of the event
             PRIMARY KEY (tenant_id, key)
         ) PARTITION BY HASH (key);
         FOR i IN 0 .. 15 LOOP
@@ -18,31 +18,38 @@ BEGIN
     END IF;
     COMMENT ON TABLE billing.usage_event_keys IS 'the idempotency keys already counted';
 
+    -- A tick is a stretch between two rollups. Events are in the order of their arrival, whenever they occurred, so a
+    -- day of ticks is complete once it is over: partitions need no unique index and no room for late events. The
+    -- columns of fixed width come first, which saves their padding.
     CREATE TABLE IF NOT EXISTS billing.usage_events (
-        tenant_id       text NOT NULL,
-        metric          text NOT NULL,
-        quantity        numeric NOT NULL,
+        tick            timestamptz NOT NULL,
         occurred_at     timestamptz NOT NULL,
         recorded_at     timestamptz NOT NULL,
         period_start    timestamptz NOT NULL,   -- of the billing period it counts into; -infinity for a gauge
+        tenant_id       text COLLATE "C" NOT NULL,
+        metric          text NOT NULL,
+        quantity        numeric NOT NULL,
         idempotency_key text,
         properties      jsonb
-    ) PARTITION BY RANGE (occurred_at);
-    CREATE INDEX IF NOT EXISTS usage_events_tenant ON billing.usage_events (tenant_id, occurred_at);
-    COMMENT ON TABLE billing.usage_events IS 'every fact of usage, once; partitioned by UTC day';
+    ) PARTITION BY RANGE (tick);
+    CREATE INDEX IF NOT EXISTS usage_events_tenant ON billing.usage_events (tenant_id, tick);
+    CREATE INDEX IF NOT EXISTS usage_events_tick ON billing.usage_events USING brin (tick);
+    COMMENT ON TABLE billing.usage_events IS 'every fact of usage, once; partitioned by the UTC day it was recorded in';
 
-    CREATE TABLE IF NOT EXISTS billing.usage_deltas (
-        tenant_id    text NOT NULL,
-        metric       text NOT NULL,
-        period_start timestamptz NOT NULL,
-        hour         timestamptz NOT NULL,
-        quantity     numeric NOT NULL
+    -- What has been rolled up: the events of all ticks before folded_before but those in `unfolded`, whose writers were
+    -- still running. In the rows' own transaction, so a snapshot sees an event either here or in the aggregates.
+    CREATE TABLE IF NOT EXISTS billing.rollup_state (
+        only_row      boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+        folded_before timestamptz NOT NULL,
+        unfolded      timestamptz[] NOT NULL,
+        tail          timestamptz NOT NULL      -- no tick before this one is unfolded
     );
-    CREATE INDEX IF NOT EXISTS usage_deltas_counter ON billing.usage_deltas (tenant_id, metric, period_start);
-    COMMENT ON TABLE billing.usage_deltas IS 'usage not yet rolled up: one row per event, consumed by the rollup';
+    INSERT INTO billing.rollup_state (folded_before, unfolded, tail) VALUES ('-infinity', '{}', '-infinity')
+    ON CONFLICT DO NOTHING;
+    COMMENT ON TABLE billing.rollup_state IS 'which ticks of usage_events the rollup has folded into usage_aggregates';
 
     CREATE TABLE IF NOT EXISTS billing.usage_aggregates (
-        tenant_id    text NOT NULL,
+        tenant_id    text COLLATE "C" NOT NULL,
         metric       text NOT NULL,
         period_start timestamptz NOT NULL,
         hour         timestamptz NOT NULL,          -- UTC hour

@@ -23,7 +23,7 @@ BEGIN
     COMMENT ON TABLE billing.webhook_events IS 'every verified webhook of Stripe''s, raw, and what became of it';
 
     CREATE TABLE IF NOT EXISTS billing.invoices (
-        tenant_id          text NOT NULL REFERENCES billing.billing_customers,
+        tenant_id          text COLLATE "C" NOT NULL REFERENCES billing.billing_customers,
         stripe_invoice_id  text NOT NULL,
         number             text,
         status             text NOT NULL,
@@ -46,7 +46,7 @@ BEGIN
     COMMENT ON TABLE billing.invoices IS 'invoices as Stripe has them; money in minor units';
 
     CREATE TABLE IF NOT EXISTS billing.invoice_lines (
-        tenant_id         text NOT NULL,
+        tenant_id         text COLLATE "C" NOT NULL,
         stripe_invoice_id text NOT NULL,
         stripe_line_id    text NOT NULL,
         metric            text,                  -- null: the plan's flat fee, or a line made elsewhere

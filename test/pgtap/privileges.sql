@@ -29,7 +29,7 @@ SELECT is_empty($$SELECT a.grantee::regrole, a.privilege_type FROM pg_namespace 
     'the groups may use the schema, and create nothing in it');
 
 SELECT set_eq($$SELECT relname::text FROM readable WHERE role = 'billing_tenant'$$, ARRAY['metrics', 'plans', 'plan_metrics', 'price_tiers',
-    'billing_customers', 'subscriptions', 'subscription_items', 'quota_overrides', 'usage_quotas', 'usage_event_keys', 'usage_events', 'usage_deltas',
+    'billing_customers', 'subscriptions', 'subscription_items', 'quota_overrides', 'usage_quotas', 'usage_event_keys', 'usage_events', 'rollup_state', 'plan_window_limits', 'window_limits',
     'usage_aggregates', 'usage_alerts', 'invoices', 'invoice_lines', 'tenant_roles'], 'billing_tenant reads these tables');
 SELECT set_eq($$SELECT relname FROM readable WHERE role = 'billing_app'$$, $$SELECT relname FROM readable WHERE role = 'billing_tenant'$$,
     'billing_app the same');

@@ -12,8 +12,9 @@ CREATE TEMP VIEW tables AS
 CREATE TEMP TABLE exceptions (relname name, why text);
 INSERT INTO exceptions VALUES
     ('metrics', 'catalogue, the same for all'), ('plans', 'catalogue, the same for all'),
-    ('plan_metrics', 'catalogue, the same for all'), ('price_tiers', 'catalogue, the same for all'),
-    ('schema_version', 'one row about the tables'), ('stripe_state', 'one row about the database'),
+    ('plan_metrics', 'catalogue, the same for all'), ('plan_window_limits', 'catalogue, the same for all'),
+    ('price_tiers', 'catalogue, the same for all'),
+    ('schema_version', 'one row about the tables'), ('rollup_state', 'one row about the rollup'), ('stripe_state', 'one row about the database'),
     ('webhook_events', 'whose an event is becomes known only after it is stored'),
     ('tenant_roles', 'found by its role before the tenant is known; a role is one tenant'),
     ('api_keys', 'found by its hash before the tenant is known; a service''s key has no tenant');
@@ -21,8 +22,8 @@ INSERT INTO exceptions VALUES
 SELECT tables_are('billing', ARRAY(
     SELECT relname FROM tables WHERE relispartition
     UNION ALL
-    SELECT unnest(ARRAY['metrics', 'plans', 'plan_metrics', 'price_tiers', 'billing_customers', 'subscriptions', 'subscription_items',
-        'quota_overrides', 'usage_quotas', 'usage_event_keys', 'usage_events', 'usage_deltas', 'usage_aggregates', 'usage_alerts',
+    SELECT unnest(ARRAY['metrics', 'plans', 'plan_metrics', 'plan_window_limits', 'price_tiers', 'billing_customers', 'subscriptions', 'subscription_items',
+        'quota_overrides', 'window_limits', 'usage_quotas', 'usage_event_keys', 'usage_events', 'rollup_state', 'usage_aggregates', 'usage_alerts',
         'stripe_outbox', 'stripe_state', 'webhook_events', 'invoices', 'invoice_lines', 'api_keys', 'tenant_roles', 'schema_version'])),
     'these are the tables');
 
@@ -36,9 +37,9 @@ SELECT is_empty($$SELECT t.relname, i.indexrelid::regclass
       AND (SELECT a.attname FROM pg_attribute a WHERE a.attrelid = t.oid AND a.attnum = i.indkey[0]) IS DISTINCT FROM 'tenant_id'$$,
     'tenant_id comes first in every primary key and unique index');
 SELECT is_empty($$SELECT t.relname FROM tables t
-    WHERE t.relname NOT IN ('usage_events', 'usage_deltas') AND NOT EXISTS (SELECT FROM pg_inherits h WHERE h.inhrelid = t.oid AND h.inhparent = 'billing.usage_events'::regclass)
+    WHERE t.relname <> 'usage_events' AND NOT EXISTS (SELECT FROM pg_inherits h WHERE h.inhrelid = t.oid AND h.inhparent = 'billing.usage_events'::regclass)
       AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = t.oid AND i.indisprimary)$$,
-    'every table has a primary key, but for the two that are only ever added to');
+    'every table has a primary key, but for the one that is only ever added to');
 SELECT is_empty($$SELECT c.conrelid::regclass, c.conname
     FROM pg_constraint c JOIN tables f ON f.oid = c.conrelid JOIN tables t ON t.oid = c.confrelid
     WHERE c.contype = 'f' AND t.of_tenants AND NOT EXISTS (
@@ -48,7 +49,7 @@ SELECT is_empty($$SELECT c.conrelid::regclass, c.conname
     'a reference from one tenant''s row to another row includes the tenant');
 
 SELECT is_empty($$SELECT relname FROM tables
-    WHERE NOT (relrowsecurity AND relforcerowsecurity) AND relname NOT IN ('metrics', 'plans', 'plan_metrics', 'price_tiers')$$,
+    WHERE NOT (relrowsecurity AND relforcerowsecurity) AND relname NOT IN ('metrics', 'plans', 'plan_metrics', 'plan_window_limits', 'price_tiers', 'rollup_state')$$,
     'row-level security is enabled and forced on every table and partition but the catalogue''s');
 SELECT is_empty($$SELECT relname FROM tables t WHERE relrowsecurity AND NOT relispartition
     AND NOT EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = t.oid)$$, 'with a policy on each table');
@@ -81,7 +82,7 @@ SELECT is_empty($$SELECT p.oid::regprocedure FROM pg_proc p WHERE p.pronamespace
     AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY (p.proconfig), false)$$,
     'every function with raised rights, and every one in PL/pgSQL, pins search_path');
 SELECT is_empty($$SELECT p.oid::regprocedure FROM pg_proc p WHERE p.pronamespace = 'billing'::regnamespace
-    AND p.prolang = (SELECT oid FROM pg_language WHERE lanname = 'c') AND p.proparallel <> 'u' AND p.proname <> 'now'$$,
+    AND p.prolang = (SELECT oid FROM pg_language WHERE lanname = 'c') AND p.proparallel <> 'u' AND p.proname NOT IN ('now', '_event_key')$$,
     'what touches counters never runs in a parallel worker');
 SELECT is_empty($$SELECT p.oid::regprocedure FROM pg_proc p
     WHERE p.pronamespace = 'billing'::regnamespace AND p.proname NOT LIKE '\_%' AND obj_description(p.oid, 'pg_proc') IS NULL$$,

@@ -7,7 +7,7 @@ SET client_min_messages = warning;
 -- Two tenants with rows in every table that has a tenant.
 SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.create_customer(t, t, 'a@a.example', stripe => false) \g /dev/null
 SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.create_subscription(t, 'free') \g /dev/null
-SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.set_quota(t, 'user_seats', 100) \g /dev/null
+SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.set_quota(t, 'user_seats', 100), billing.set_quota(t, 'api_calls', 100, per => 'day') \g /dev/null
 SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.record_usage(t, 'user_seats', 90, 'key') \g /dev/null
 SELECT billing.run_rollup() \g /dev/null
 SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.record_usage(t, 'user_seats', 1, 'key-2') \g /dev/null
@@ -65,7 +65,7 @@ SELECT throws_ok($$SELECT billing.record_usage('acme', 'user_seats')$$, '42501',
 SELECT throws_ok($$SELECT billing.record_usage_batch('[]')$$, '42501', NULL, 'in no way');
 SELECT throws_ok($$SELECT billing.set_quota('acme', 'user_seats', NULL)$$, '42501', NULL, 'it sets no quota');
 SELECT throws_ok($$SELECT billing.create_api_key('acme')$$, '42501', NULL, 'and makes no key');
-SELECT throws_ok($$INSERT INTO billing.quota_overrides VALUES ('acme', 'api_calls', NULL, 'none', 1, billing.now())$$, '42501', NULL, 'it writes to no table');
+SELECT throws_ok($$INSERT INTO billing.quota_overrides VALUES ('acme', 'api_calls', NULL, 'none', 1, NULL, billing.now())$$, '42501', NULL, 'it writes to no table');
 SELECT throws_ok($$UPDATE billing.usage_quotas SET used = 0$$, '42501', NULL, 'changes nothing');
 SELECT throws_ok($$DELETE FROM billing.usage_events$$, '42501', NULL, 'and deletes nothing');
 SELECT throws_ok($$INSERT INTO billing.tenant_roles VALUES ('bolt', 'tap_acme')$$, '42501', NULL, 'it does not map itself');
@@ -140,7 +140,7 @@ SELECT is((billing.record_usage('acme', 'user_seats', 1, 'key-3')).status, 'reco
 SET pg_billing.tenant_id = 'bolt';
 SELECT is((billing.record_usage('bolt', 'user_seats', 1, 'key-3')).status, 'recorded', 'although another tenant has used it');
 RESET pg_billing.tenant_id;
-SELECT throws_ok($$INSERT INTO billing.usage_deltas SELECT * FROM billing.usage_deltas$$, '42501', NULL, 'the application writes to no table');
+SELECT throws_ok($$INSERT INTO billing.usage_events SELECT * FROM billing.usage_events$$, '42501', NULL, 'the application writes to no table');
 SELECT throws_ok($$SELECT billing.set_quota('acme', 'user_seats', NULL)$$, '42501', NULL, 'and sets no quota');
 
 SET ROLE tap_admin;

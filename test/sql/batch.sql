@@ -47,7 +47,7 @@ SELECT status, reason FROM billing.record_usage_batch('[{"tenant_id": "acme", "m
 RESET pg_billing.tenant_id;
 -- an error of another kind is no verdict on the event: it fails the call, and nothing is left
 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'disk on fire' USING ERRCODE = '58030'; END $$;
-CREATE TRIGGER refuse BEFORE INSERT ON billing.usage_deltas FOR EACH ROW WHEN (new.quantity = 13) EXECUTE FUNCTION refuse();
+CREATE TRIGGER refuse BEFORE INSERT ON billing.usage_events FOR EACH ROW WHEN (new.quantity = 13) EXECUTE FUNCTION refuse();
 CALL attempt($$SELECT * FROM billing.record_usage_batch('[{"tenant_id": "acme", "metric": "api_calls", "quantity": 12},
                                                           {"tenant_id": "acme", "metric": "api_calls", "quantity": 13}]')$$);
 SELECT used FROM billing.check_quota('acme', 'api_calls');

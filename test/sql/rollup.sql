@@ -18,7 +18,7 @@ SELECT tenant_id, metric, period_start, hour, quantity, events, submitted, block
   FROM billing.usage_aggregates ORDER BY 1, 2, 3, 4;
 SELECT tenant_id, metric, period_start, period_end, quota, cap, used
   FROM billing.usage_quotas WHERE used > 0 ORDER BY 1, 2, 3;
-SELECT count(*) FROM billing.usage_deltas;
+SELECT count(*) FROM billing._tail('acme');
 -- more of the same hour is added to it
 SELECT FROM billing.record_usage('acme', 'llm_tokens', 1000, NULL, '2030-01-31 12:20+00') \g /dev/null
 SELECT billing.run_rollup();
@@ -62,4 +62,4 @@ SELECT metric, period_start, threshold FROM billing.usage_alerts ORDER BY 2, 3;
 SELECT period_start, used FROM billing.usage_quotas WHERE tenant_id = 'acme' AND metric = 'api_calls' ORDER BY 1;
 -- all agree
 SELECT (SELECT sum(quantity) FROM billing.usage_events) AS events, (SELECT sum(quantity) FROM billing.usage_aggregates) AS aggregates,
-       (SELECT sum(used) FROM billing.usage_quotas) AS quotas, (SELECT count(*) FROM billing.usage_deltas) AS deltas;
+       (SELECT sum(used) FROM billing.usage_quotas) AS quotas, (SELECT count(*) FROM billing._tail('acme')) AS tail;

@@ -7,7 +7,7 @@ SELECT FROM billing.create_subscription('acme', 'free') \g /dev/null
 SELECT FROM billing.create_customer('other', 'Other', 'o@o.example', stripe => false) \g /dev/null
 SELECT FROM billing.create_subscription('other', 'free') \g /dev/null
 
--- the answer, and the rows: one event, its key, one delta
+-- the answer, and the rows: one event, its key
 SELECT * FROM billing.record_usage('acme', 'llm_tokens', 1200, 'req-1', billing.now() - interval '10 minutes', '{"model": "large"}');
 SELECT * FROM billing.try_consume('acme', 'llm_tokens', 300, 'req-2');
 SELECT * FROM billing.consume('acme', 'llm_tokens', 500);
@@ -17,7 +17,6 @@ SELECT tenant_id, metric, quantity, idempotency_key, properties, period_start,
        date_trunc('minute', recorded_at - occurred_at) AS late
   FROM billing.usage_events ORDER BY metric, quantity DESC;
 SELECT tenant_id, key = billing._event_key('req-1') AS of_req_1 FROM billing.usage_event_keys ORDER BY 2;
-SELECT * FROM billing.usage_deltas ORDER BY metric, quantity DESC;
 
 -- a known key changes nothing, whatever else is said; another tenant's keys are others
 SELECT * FROM billing.record_usage('acme', 'llm_tokens', 1200, 'req-1');
@@ -57,7 +56,7 @@ SELECT * FROM billing.record_usage('acme', 'llm_tokens', 11000, 'january', '2030
 SELECT status, reason, used FROM billing.try_consume('acme', 'llm_tokens', 1001, NULL, '2030-01-31 11:00+00');
 SELECT status, reason, used FROM billing.try_consume('acme', 'llm_tokens', 1001, NULL, '2030-01-31 12:00+00');
 SELECT used FROM billing.check_quota('acme', 'llm_tokens');
-SELECT metric, quantity, period_start, hour FROM billing.usage_deltas WHERE period_start < '2030-01-31' AND metric = 'llm_tokens';
+SELECT metric, quantity, period_start, occurred_at FROM billing.usage_events WHERE period_start < '2030-01-31' AND metric = 'llm_tokens';
 SELECT status FROM billing.record_usage('acme', 'llm_tokens', 1, NULL, billing.now() - interval '35 days' + interval '1 minute');
 SELECT status FROM billing.record_usage('acme', 'llm_tokens', 1, NULL, billing.now() + interval '4 minutes');
 

@@ -1,0 +1,154 @@
+#include "extension/call.hpp"
+
+#include "extension/clock.hpp"
+#include "extension/ledger.hpp"
+#include "extension/quantity.hpp"
+#include "extension/settings.hpp"
+#include "extension/sqlstate.hpp"
+
+extern "C" {
+#include "utils/acl.h"
+#include "utils/jsonb.h"
+}
+
+namespace pg_billing {
+namespace {
+
+constexpr size_t kMaxKeyBytes = 255;  // as long as Stripe's own idempotency keys
+
+std::string_view text_argument(FunctionCallInfo fcinfo, int n) {
+    const text *value = pg_call([&] { return PG_GETARG_TEXT_PP(n); });
+    return {VARDATA_ANY(value), VARSIZE_ANY_EXHDR(value)};
+}
+
+Failure unknown_metric(const Call &call) {
+    return Failure(sqlstate::kUnknownMetric, "unknown metric \"" + shown(call.metric_text) + "\"",
+                   "SELECT name FROM billing.metrics lists the metrics.");
+}
+
+bool is_service() {
+    return superuser() || has_privs_of_role(GetUserId(), get_role_oid("billing_app", false)) ||
+           has_privs_of_role(GetUserId(), get_role_oid("billing_admin", false));
+}
+
+}  // namespace
+
+std::string shown(std::string_view value) {
+    const int size = static_cast<int>(value.size());
+    return std::string(value.substr(0, pg_mbcliplen(value.data(), size, 64)));
+}
+
+std::string shown(Numeric value) {
+    return shown(std::string_view(
+        pg_call([&] { return DatumGetCString(DirectFunctionCall1(numeric_out, NumericGetDatum(value))); })));
+}
+
+std::string shown(TimestampTz value) {
+    return pg_call([&] { return timestamptz_to_str(value); });
+}
+
+Call read_call(FunctionCallInfo fcinfo) {
+    Call call{};
+    if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
+        throw Failure(PG_ARGISNULL(0) ? sqlstate::kUnknownTenant : sqlstate::kUnknownMetric,
+                      PG_ARGISNULL(0) ? "tenant is null" : "metric is null",
+                      "Name the tenant and the metric.");
+    call.tenant = PG_GETARG_DATUM(0);
+    call.metric = PG_GETARG_DATUM(1);
+    call.tenant_text = text_argument(fcinfo, 0);
+    call.metric_text = text_argument(fcinfo, 1);
+    if (call.tenant_text.empty() || call.tenant_text.size() > kMaxTenantBytes)
+        throw Failure(sqlstate::kInvalidTenantId,
+                      "tenant id \"" + shown(call.tenant_text) + "\" is empty or longer than 128 bytes",
+                      "Use the identifier the tenant was created with.");
+    if (call.metric_text.size() >= kMaxMetricBytes)
+        throw unknown_metric(call);
+    if (PG_ARGISNULL(2))
+        throw Failure(sqlstate::kInvalidQuantity, "quantity is null", "Leave it out for 1.");
+    call.quantity = pg_call([&] { return PG_GETARG_NUMERIC(2); });
+    call.now = call.occurred_at = business_now();
+    call.relation = pg_call([] { return ledger::events_relation(); });
+    if (!OidIsValid(call.relation))
+        throw Failure(sqlstate::kNotInstalled, "pg_billing has no tables in this database",
+                      "Run SELECT billing.install() as a superuser.");
+    check_caller(call.tenant_text);
+    return call;
+}
+
+void read_event(FunctionCallInfo fcinfo, int first, Call &call) {
+    if (!PG_ARGISNULL(first)) {
+        const std::string_view key = text_argument(fcinfo, first);
+        if (key.empty() || key.size() > kMaxKeyBytes)
+            throw Failure(sqlstate::kInvalidIdempotencyKey,
+                          "idempotency key \"" + shown(key) + "\" is empty or longer than 255 bytes",
+                          "Use an identifier of the event, such as a UUID or a request id.");
+        call.key = PG_GETARG_DATUM(first);
+    }
+    if (!PG_ARGISNULL(first + 1)) {
+        call.occurred_at = PG_GETARG_TIMESTAMPTZ(first + 1);
+        if (TIMESTAMP_NOT_FINITE(call.occurred_at) ||
+            call.occurred_at < call.now - settings::late_limit * USECS_PER_SEC ||
+            call.occurred_at > call.now + settings::future_limit * USECS_PER_SEC)
+            throw Failure(sqlstate::kOutsideWindow,
+                          "occurred_at " + shown(call.occurred_at) + " is outside the accepted window",
+                          "pg_billing.late_limit and pg_billing.future_limit say how late and how early an "
+                          "event may be.");
+    }
+    if (!PG_ARGISNULL(first + 2)) {
+        const Jsonb *properties = pg_call([&] { return PG_GETARG_JSONB_P(first + 2); });
+        if (!JB_ROOT_IS_OBJECT(properties))
+            throw Failure(sqlstate::kInvalidProperties, "properties are not a JSON object",
+                          "Give an object such as {\"model\": \"large\"}.");
+        call.properties = JsonbPGetDatum(properties);
+    }
+}
+
+void check_caller(std::string_view tenant) {
+    std::string_view bound = settings::tenant_id;
+    if (!pg_call([] { return is_service(); })) {
+        const char *own = pg_call([] { return ledger::tenant_of_caller(); });
+        if (!own)
+            throw Failure(sqlstate::kNotPermitted, "the session is of no tenant",
+                          "Map its role in billing.tenant_roles, or set pg_billing.tenant_id.");
+        bound = own;
+    }
+    if (!bound.empty() && bound != tenant)
+        throw Failure(
+            sqlstate::kNotPermitted,
+            "session of tenant \"" + shown(bound) + "\" may not act for tenant \"" + shown(tenant) + "\"",
+            "Reset pg_billing.tenant_id or name the session's own tenant.");
+}
+
+int64 check_terms(const Call &call, const Terms &terms) {
+    if (!terms.metric_known)
+        throw unknown_metric(call);
+    if (!terms.tenant_known)
+        throw Failure(sqlstate::kUnknownTenant, "unknown tenant \"" + shown(call.tenant_text) + "\"",
+                      "Create it first with billing.create_customer().");
+    int64 units;
+    switch (pg_call([&] { return to_units(call.quantity, terms.scale, &units); })) {
+        case Scaling::exact:
+            break;
+        case Scaling::not_finite:
+            throw Failure(sqlstate::kInvalidQuantity,
+                          "quantity " + shown(call.quantity) + " is not a finite number",
+                          "Give the amount that was used.");
+        case Scaling::inexact:
+            throw Failure(sqlstate::kQuantityOutOfRange,
+                          "quantity " + shown(call.quantity) + " has more decimals than metric \"" +
+                              shown(call.metric_text) + "\" keeps, which is " + std::to_string(terms.scale),
+                          "Round it, or give the metric a larger scale in billing.metrics.");
+        case Scaling::too_large:
+            throw Failure(sqlstate::kQuantityOutOfRange,
+                          "quantity " + shown(call.quantity) + " is out of range",
+                          "A quantity has at most 15 digits, decimals included.");
+    }
+    if (units < 0 && !terms.is_gauge)
+        throw Failure(sqlstate::kInvalidQuantity,
+                      "quantity " + shown(call.quantity) + " of counter \"" + shown(call.metric_text) +
+                          "\" is negative",
+                      "Usage of a counter only grows; a gauge may shrink.");
+    return terms.aggregation == Aggregation::count ? power_of_ten(terms.scale) : units;
+}
+
+}  // namespace pg_billing

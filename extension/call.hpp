@@ -1,0 +1,44 @@
+// A call of one of the usage functions: its arguments, read and checked, and who makes it.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "extension/guard.hpp"
+#include "extension/terms.hpp"
+
+extern "C" {
+#include "utils/numeric.h"
+}
+
+namespace pg_billing {
+
+struct Call {
+    Oid relation;  // billing.usage_events
+    Datum tenant, metric;
+    std::string_view tenant_text, metric_text;
+    Numeric quantity;
+    Datum key = 0, properties = 0;
+    TimestampTz now, occurred_at;
+};
+
+// What of a value is shown in a message: whole characters, and not so many that they crowd out the rest.
+std::string shown(std::string_view value);
+std::string shown(Numeric value);
+std::string shown(TimestampTz value);
+
+// Reads and checks the arguments that all verbs have: tenant, metric and quantity; and that the caller may make it.
+Call read_call(FunctionCallInfo fcinfo);
+
+// Reads and checks the rest: idempotency key, time and properties, in this order from argument `first` on.
+void read_event(FunctionCallInfo fcinfo, int first, Call &call);
+
+// Raises unless the caller may act for the tenant: services may for any unless their session is bound to one, everybody
+// else for their own only.
+void check_caller(std::string_view tenant);
+
+// Raises unless tenant and metric exist; returns the call's quantity in units, as it counts: an event of a metric that
+// counts events is one.
+int64 check_terms(const Call &call, const Terms &terms);
+
+}  // namespace pg_billing
