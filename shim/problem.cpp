@@ -31,6 +31,7 @@ constexpr Rule kRules[] = {
     {"UB024", 400, "invalid_tenant_id", "X-Tenant-Id", ""},
     {"UB025", 422, "invalid_properties", "properties", ""},
     {"UB026", 422, "malformed_event", "", ""},
+    {"UB027", 422, "not_consumable", "", ""},
     {"UB030", 409, "customer_exists", "", ""},
     {"UB031", 409, "subscription_exists", "", ""},
     {"UB032", 422, "invalid_argument", "", ""},

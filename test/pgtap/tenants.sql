@@ -7,7 +7,8 @@ SET client_min_messages = warning;
 -- Two tenants with rows in every table that has a tenant.
 SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.create_customer(t, t, 'a@a.example', stripe => false) \g /dev/null
 SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.create_subscription(t, 'free') \g /dev/null
-SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.set_quota(t, 'user_seats', 100), billing.set_quota(t, 'api_calls', 100, per => 'day') \g /dev/null
+SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.set_quota(t, 'user_seats', 100) \g /dev/null
+SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.set_quota(t, 'api_calls', 100, per => 'day') \g /dev/null
 SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.record_usage(t, 'user_seats', 90, 'key') \g /dev/null
 SELECT billing.run_rollup() \g /dev/null
 SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.record_usage(t, 'user_seats', 1, 'key-2') \g /dev/null

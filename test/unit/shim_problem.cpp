@@ -34,6 +34,7 @@ TEST(Problem, MapsEverySqlstateOfTheContract) {
         {"UB024", 400, "invalid_tenant_id"},
         {"UB025", 422, "invalid_properties"},
         {"UB026", 422, "malformed_event"},
+        {"UB027", 422, "not_consumable"},
         {"UB030", 409, "customer_exists"},
         {"UB031", 409, "subscription_exists"},
         {"UB032", 422, "invalid_argument"},
