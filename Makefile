@@ -70,6 +70,12 @@ endif
 include $(PGXS)
 COMPILER = $(CXX) $(CXXFLAGS)
 
+# SANITIZE=undefined (or address,undefined): what that sanitizer finds ends the process. Overflows are defined for
+# PostgreSQL's own sources (-fwrapv); here they are errors, as nothing means to wrap.
+ifdef SANITIZE
+override CXXFLAGS := $(filter-out -fwrapv,$(CXXFLAGS)) -fsanitize=$(SANITIZE) -fno-sanitize-recover=all
+endif
+
 -include $(patsubst %.o,%.d,$(OBJS) $(WORKER_OBJS) $(STRIPE_OBJS))
 
 # The library that only background workers load: it alone links libcurl.

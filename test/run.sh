@@ -3,19 +3,22 @@
 # Every suite speaks TAP; N counts test cases. A suite that ends badly or runs nothing is a failure.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-suites=(checks unit regress isolation pgtap client e2e)
+suites=(checks unit regress isolation ubsan pgtap client e2e)
+all=${suites[*]}
 [ $# -eq 0 ] || suites=("$@")
 
 [ "${PG_BILLING_ROOT-staged}" = '' ] || test/setup.sh check    # make installcheck takes the machine as it is
 source test/lib/cluster.sh
 source test/lib/build.sh
+source test/lib/sanitizer.sh
+PREFIX=    # before the names of tests that a suite runs a second time
 
 # report NAME RESULT [file]: one TAP line; RESULT is the exit status, the file is shown when it is not 0.
 report() {
     if [ "$2" -eq 0 ]; then
-        echo "ok - $1"
+        echo "ok - $PREFIX$1"
     else
-        echo "not ok - $1"
+        echo "not ok - $PREFIX$1"
         [ -z "${3:-}" ] || sed 's/^/# /' "$3"
     fi
 }
@@ -52,6 +55,7 @@ regress() {
             continue
         fi
         ln -s "$TOP/$expected" "$out/expected"
+        wait_until sql 'SELECT 1'    # the last test may have crashed it
         sql "DROP DATABASE IF EXISTS \"$name\"" 2>/dev/null
         sql "CREATE DATABASE \"$name\""
         if as_server_user "$program" --use-existing --bindir="$PG_BIN" --host="$PGHOST" --port=5432 --user=postgres \
@@ -71,6 +75,24 @@ suite_regress() { regress regress/pg_regress test/sql sql expected; }
 
 # test/isolation/specs/X.spec against test/isolation/expected/X.out
 suite_isolation() { regress isolation/pg_isolation_regress test/isolation/specs spec test/isolation/expected; }
+
+# What sanitizers and assertions said in processes whose end no test noticed; last of the suites of sanitize.sh.
+suite_reports() {
+    local reported=0
+    ! sanitizer_reports "$BUILD/run" >"$RUN/reports" || reported=1
+    report 'no sanitizer and no assertion reported anything' $reported "$RUN/reports"
+}
+
+# Both again, the extension alone compiled with UBSan: undefined behaviour ends the backend, and fails its test.
+suite_ubsan() {
+    SANITIZE=undefined PREFIX='ubsan: ' BUILD=$BUILD/ubsan RUN=$BUILD/run
+    PG_BILLING_ROOT=$BUILD/root
+    server_directory "$RUN"
+    build_step extension build_extension
+    trap 'cluster_stop_all; suite_reports' EXIT
+    suite_regress
+    suite_isolation
+}
 
 # test/pgtap/X.sql, each in a database where pgtap and pg_billing are created and install() has run.
 suite_pgtap() {
@@ -125,7 +147,7 @@ echo "building"
 
 passed=0 failed=0
 for suite in "${suites[@]}"; do
-    declare -F "suite_$suite" >/dev/null || die "no suite $suite; there are: checks unit regress isolation pgtap client e2e"
+    declare -F "suite_$suite" >/dev/null || die "no suite $suite; there are: $all"
     started=$SECONDS log=$RUN/suite-$suite.tap
     set +e
     (set -e; trap cluster_stop_all EXIT; "suite_$suite") >"$log" 2>&1

@@ -1,18 +1,29 @@
 # Builds everything into $BUILD; sourced after cluster.sh. The extension is staged in $PG_BILLING_ROOT, from where private
 # servers load it: no right on the system's directories is needed, and nothing installed there is disturbed.
 
-# build_extension: pg_billing.so, pg_billing_worker.so and the SQL script.
+# build_extension: pg_billing.so, pg_billing_worker.so and the SQL script. With SANITIZE set (see the Makefile) from a
+# copy of the sources, since PGXS leaves its objects beside them and those of two kinds must not mix.
 build_extension() {
-    make -C "$TOP" -j"$(nproc)" --no-print-directory PG_CONFIG="$PG_CONFIG" CXX='ccache g++' all
+    local source=$TOP
+    if [ -n "${SANITIZE:-}" ]; then
+        source=$BUILD/source
+        rm -rf "$source"
+        mkdir -p "$source"
+        tar -C "$TOP" --exclude='*.[od]' -c Makefile pg_billing.control extension worker stripe sql | tar -C "$source" -x
+    fi
+    make -C "$source" -j"$(nproc)" --no-print-directory PG_CONFIG="$PG_CONFIG" CXX='ccache g++' \
+        SANITIZE="${SANITIZE:-}" all
     rm -rf "$PG_BILLING_ROOT"
-    make -C "$TOP" --no-print-directory PG_CONFIG="$PG_CONFIG" CXX='ccache g++' DESTDIR="$PG_BILLING_ROOT" install
+    make -C "$source" --no-print-directory PG_CONFIG="$PG_CONFIG" CXX='ccache g++' \
+        SANITIZE="${SANITIZE:-}" DESTDIR="$PG_BILLING_ROOT" install
 }
 
 # build_programs [target…]: the programs CMake builds (all unless told). Compiled lightly: Boost and JSON at -O2 -g take
 # more than twice as long, and nothing here is timed.
 build_programs() {
     cmake -S "$TOP" -B "$BUILD/cmake" -G Ninja -DCMAKE_CXX_COMPILER_LAUNCHER=ccache \
-        -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE=-O1
+        -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE=-O1 \
+        -DCMAKE_CXX_FLAGS="${SANITIZE:+-fsanitize=$SANITIZE -fno-sanitize-recover=all}"
     cmake --build "$BUILD/cmake" ${1:+--target "$@"}
 }
 
