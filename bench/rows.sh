@@ -88,6 +88,10 @@ row_rollup() {
             PARALLEL=2 per_event "$size/group_by_parallel" $round "$GROUP_BY"
         done
     done
+    for size in small large; do
+        PGDATABASE=rollup_$size
+        same "events and what a rollup folds" 'SELECT count(*) FROM billing.usage_events' 'SELECT billing.run_rollup()'
+    done
     workers on
 }
 # Every sum is computed, but not sent.

@@ -30,8 +30,9 @@ SELECT n::text, 'api_calls', 1000000000000 FROM generate_series(1001, 2000) n;
 CREATE FUNCTION peer.consume(tenant text, what text, n numeric, key text) RETURNS boolean
 LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO peer.keyed_events (tenant_id, metric, quantity, occurred_at, recorded_at, period_start, idempotency_key)
-    VALUES (tenant, what, n, now(), now(), now(), key)
+    INSERT INTO peer.keyed_events (tenant_id, metric, quantity, occurred_at, recorded_at, period_start, tick,
+                                   idempotency_key)
+    VALUES (tenant, what, n, now(), now(), now(), now(), key)
     ON CONFLICT DO NOTHING;
     IF NOT FOUND THEN
         RETURN true;        -- counted before
