@@ -17,13 +17,14 @@ constexpr uint32 kEvicted = 0x80000000;  // in pins
 
 struct Shared {
     pg_atomic_uint64 incarnations;  // the last one given
+    pg_atomic_uint64 loads, evictions, refused;
 };
 
 HTAB *table;
 Shared *shared;
 
 LWLock *lock() {
-    return &GetNamedLWLockTranche(kLockTranche)[0].lock;
+    return &GetNamedLWLockTranche(kLockTranche)[kCountersLock].lock;
 }
 
 // Throws out unpinned counters, about an eighth of the table, so that the next misses find room at once.
@@ -37,6 +38,7 @@ bool make_room() {
         if (!pg_atomic_compare_exchange_u32(&counter->pins, &unpinned, kEvicted))
             continue;
         pg_atomic_write_u64(&counter->incarnation, 0);
+        pg_atomic_fetch_add_u64(&shared->evictions, 1);
         hash_search(table, &counter->key, HASH_REMOVE, nullptr);
         if (++evicted == wanted) {
             hash_seq_term(&scan);
@@ -76,8 +78,12 @@ void counters_shmem_startup() {
     bool found;
     shared =
         static_cast<Shared *>(ShmemInitStruct("pg_billing counter incarnations", sizeof(Shared), &found));
-    if (!found)
-        pg_atomic_init_u64(&shared->incarnations, 0);
+    if (found)
+        return;
+    pg_atomic_init_u64(&shared->incarnations, 0);
+    pg_atomic_init_u64(&shared->loads, 0);
+    pg_atomic_init_u64(&shared->evictions, 0);
+    pg_atomic_init_u64(&shared->refused, 0);
 }
 
 Counter *pin_counter(const CounterKey &key) {
@@ -103,6 +109,8 @@ Counter *pin_counter(const CounterKey &key) {
             pg_atomic_write_u32(&counter->pins, 0);
         }
         pg_atomic_fetch_add_u32(&counter->pins, 1);
+    } else {
+        pg_atomic_fetch_add_u64(&shared->refused, 1);
     }
     LWLockRelease(lock());
     return counter;
@@ -148,8 +156,32 @@ void publish_counter(Counter *counter, int64 used) {
         pg_atomic_write_u64(&counter->used, static_cast<uint64>(used));
         pg_write_barrier();
         pg_atomic_write_u32(&counter->ready, 1);
+        pg_atomic_fetch_add_u64(&shared->loads, 1);
     }
     LWLockRelease(lock());
+}
+
+CounterStats counters_stats() {
+    CounterStats stats{};
+    LWLockAcquire(lock(), LW_EXCLUSIVE);
+    HASH_SEQ_STATUS scan;
+    hash_seq_init(&scan, table);
+    while (auto *counter = static_cast<Counter *>(hash_seq_search(&scan))) {
+        stats.in_use++;
+        stats.pinned += pg_atomic_read_u32(&counter->pins) != 0;
+    }
+    LWLockRelease(lock());
+    stats.capacity = settings::max_counters;
+    stats.loads = static_cast<int64>(pg_atomic_read_u64(&shared->loads));
+    stats.evictions = static_cast<int64>(pg_atomic_read_u64(&shared->evictions));
+    stats.refused = static_cast<int64>(pg_atomic_read_u64(&shared->refused));
+    return stats;
+}
+
+void counters_reset_stats() {
+    pg_atomic_write_u64(&shared->loads, 0);
+    pg_atomic_write_u64(&shared->evictions, 0);
+    pg_atomic_write_u64(&shared->refused, 0);
 }
 
 int64 counter_used(Counter *counter) {

@@ -87,6 +87,14 @@ void publish_counter(Counter *counter, int64 used);
 int64 counter_used(Counter *counter);
 void add_to_counter(Counter *counter, int64 amount);
 
+// The table as a whole, of all databases; what was counted since the server started or counters_reset_stats().
+struct CounterStats {
+    int64 capacity, in_use, pinned;
+    int64 loads, evictions, refused;
+};
+CounterStats counters_stats();  // may raise (lock)
+void counters_reset_stats();
+
 enum class Reserve { done, over_limit, overflow };
 // Adds amount unless that would pass the limit; `used` is then the number before, else after.
 Reserve reserve_on_counter(Counter *counter, int64 amount, int64 limit, int64 *used);

@@ -68,6 +68,7 @@ Decision decide_denied(const Terms &terms, const Limit &limit, int64 used) {
 }
 
 Datum decision_datum(FunctionCallInfo fcinfo, const Terms &terms, const Decision &decision) {
+    stats::count(terms.stats, decision.status, decision.reason);
     TupleDesc type = decision_type(fcinfo);
     enum { status, allowed, reason, used, quota, remaining, cap, resets_at, warning, columns };
     if (type->natts != columns)

@@ -20,7 +20,7 @@ Decision decide_allowed(const char *status, const Terms &terms, int64 used);
 Decision decide_refused(const Terms &terms);
 Decision decide_denied(const Terms &terms, const Limit &limit, int64 used);
 
-// Forms the SQL value. Plain calls into PostgreSQL: to be used inside pg_call().
+// Counts the decision and forms its SQL value. Plain calls into PostgreSQL: to be used inside pg_call().
 Datum decision_datum(FunctionCallInfo fcinfo, const Terms &terms, const Decision &decision);
 
 }  // namespace pg_billing

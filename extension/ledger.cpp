@@ -120,7 +120,7 @@ Statement select_terms(
     "SELECT q.tenant IS NOT NULL, q.metric_name IS NOT NULL, q.kind = 'gauge', q.aggregation, q.scale, "
     "q.refusal, q.cap,"
     "       lower(q.valid), upper(q.valid), q.quota, q.bound, lower(q.period), upper(q.period),"
-    "       w.per, w.quota, lower(w.span), upper(w.span)"
+    "       w.per, w.in_force, w.quota, lower(w.span), upper(w.span)"
     "  FROM billing._quota_in_force($1, $2, $3) q"
     "  LEFT JOIN LATERAL billing._window_limits($1, $2, q.plan, q.timezone, $3) w ON true",
     kTermsTypes);
@@ -155,9 +155,9 @@ Datum column(int number, bool *is_null, uint64 row = 0) {
     return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, number, is_null);
 }
 
-bool bool_column(int number) {
+bool bool_column(int number, uint64 row = 0) {
     bool is_null;
-    return DatumGetBool(column(number, &is_null));
+    return DatumGetBool(column(number, &is_null, row));
 }
 
 TimestampTz time_column(int number, uint64 row = 0) {
@@ -232,10 +232,11 @@ Terms read_terms(std::string_view tenant, std::string_view metric, TimestampTz a
             const Datum per = column(14, &is_null, row);
             if (is_null)
                 continue;
-            const int64 quota = limit_column(15, terms.scale, row);
+            const int64 quota = limit_column(16, terms.scale, row);
             const Window window = strcmp(TextDatumGetCString(per), "day") == 0 ? Window::day : Window::hour;
-            const Limit limit{window, quota, quota, time_column(16, row), time_column(17, row), {}};
-            terms.limits[terms.limit_count++] = limit;
+            const Limit limit{window, quota, quota, time_column(17, row), time_column(18, row), {}};
+            if (bool_column(15, row))
+                terms.limits[terms.limit_count++] = limit;
             terms.valid_from = Max(terms.valid_from, limit.start);
             terms.valid_until = Min(terms.valid_until, limit.end);
         }

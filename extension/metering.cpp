@@ -102,6 +102,7 @@ void take_back(Terms &terms, int64 units) {
 }
 
 void raise_denial(const Call &call, const Terms &terms, const Decision &decision) {
+    stats::count(terms.stats, decision.status, decision.reason);
     std::string detail = std::string("Reason: ") + decision.reason + ".";
     if (decision.limit) {
         const std::string used = shown(pg_call([&] { return from_units(decision.used, terms.scale); }));

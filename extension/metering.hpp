@@ -26,7 +26,7 @@ Fit reserve(const Call &call, Terms &terms, int64 units, bool enforced);
 // Takes back what reserve() has just reserved.
 void take_back(Terms &terms, int64 units);
 
-// Raises UB001 for a denial.
+// Counts the denial and raises UB001 for it.
 [[noreturn]] void raise_denial(const Call &call, const Terms &terms, const Decision &decision);
 
 }  // namespace pg_billing

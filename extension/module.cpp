@@ -7,6 +7,7 @@
 #include "extension/ledger.hpp"
 #include "extension/pg.hpp"
 #include "extension/settings.hpp"
+#include "extension/stats.hpp"
 #include "extension/terms.hpp"
 #include "extension/ticks.hpp"
 #include "extension/worker_state.hpp"
@@ -28,6 +29,7 @@ extern "C" void request_shared_memory() {
         next_shmem_request();
     RequestNamedLWLockTranche(pg_billing::kLockTranche, pg_billing::kLockCount);
     pg_billing::counters_shmem_request();
+    pg_billing::stats::shmem_request();
     pg_billing::terms::shmem_request();
     pg_billing::ticks::shmem_request();
     pg_billing::worker_state_shmem_request();
@@ -38,6 +40,7 @@ extern "C" void start_shared_memory() {
         next_shmem_startup();
     LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
     pg_billing::counters_shmem_startup();
+    pg_billing::stats::shmem_startup();
     pg_billing::terms::shmem_startup();
     pg_billing::ticks::shmem_startup();
     pg_billing::worker_state_shmem_startup();
@@ -62,6 +65,7 @@ void _PG_init(void) {
     next_shmem_startup = shmem_startup_hook;
     shmem_startup_hook = start_shared_memory;
     pg_billing::ledger::init();
+    pg_billing::stats::init();
     pg_billing::terms::init();
     pg_billing::ticks::init();
     pg_billing::journal::init();

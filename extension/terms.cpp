@@ -95,6 +95,13 @@ extern "C" void announce_at_commit(XactEvent event, void *) {
                         errhint("Change plans, subscriptions and quotas outside two-phase commit.")));
 }
 
+Terms read(std::string_view tenant, std::string_view metric, TimestampTz at) {
+    Terms terms = ledger::read_terms(tenant, metric, at);
+    if (terms.metric_known)
+        terms.stats = stats::of_metric(metric);
+    return terms;
+}
+
 Cached *cached_entry(const Key &key) {
     if (cache && hash_get_num_entries(cache) >= kMaxCached) {
         hash_destroy(cache);
@@ -138,7 +145,7 @@ void init() {
 Terms *in_force(Oid relation, std::string_view tenant, std::string_view metric, TimestampTz at) {
     static Terms uncached;
     if (pending.any || RecoveryInProgress()) {
-        uncached = ledger::read_terms(tenant, metric, at);
+        uncached = read(tenant, metric, at);
         return &uncached;
     }
     if (latest && same_text(latest->key.tenant, kMaxTenantBytes, tenant) &&
@@ -154,7 +161,7 @@ Terms *in_force(Oid relation, std::string_view tenant, std::string_view metric, 
     const uint64 catalog_generation = pg_atomic_read_u64(&shared->catalog);
     const uint64 tenant_generation = pg_atomic_read_u64(&shared->tenants[slot]);
     pg_read_barrier();
-    uncached = ledger::read_terms(tenant, metric, at);
+    uncached = read(tenant, metric, at);
     if (!uncached.tenant_known || !uncached.metric_known)
         return &uncached;
     entry->relation = relation;

@@ -14,6 +14,7 @@
 #include <string_view>
 
 #include "extension/counters.hpp"
+#include "extension/stats.hpp"
 
 namespace pg_billing {
 
@@ -46,6 +47,7 @@ struct Terms {
     Refusal refusal;  // why no usage is allowed at all
     Cap cap;
     TimestampTz valid_from, valid_until;
+    stats::MetricStats *stats;  // where decisions on the metric are counted
     int limit_count;
     Limit limits[kMaxLimits];
 

@@ -58,7 +58,7 @@ bool has_other_writers(Tick &tick) {
 }
 
 LWLock *lock() {
-    return &GetNamedLWLockTranche(kLockTranche)[2].lock;
+    return &GetNamedLWLockTranche(kLockTranche)[kTicksLock].lock;
 }
 
 DatabaseTicks *find(Oid database) {

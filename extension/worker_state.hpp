@@ -24,8 +24,8 @@ extern "C" {
 
 namespace pg_billing {
 
-inline constexpr const char *kLockTranche = "pg_billing";  // [0] counters, [1] worker state, [2] ticks
-inline constexpr int kLockCount = 3;
+inline constexpr const char *kLockTranche = "pg_billing";
+enum Lock : int { kCountersLock, kWorkersLock, kTicksLock, kStatsLock, kLockCount };
 inline constexpr const char *kWorkerStateName = "pg_billing workers";
 inline constexpr int kMaxDatabases = 256;  // databases with pg_billing in one server, not databases at all
 
@@ -59,7 +59,7 @@ struct WorkerState {
 static_assert(std::is_trivially_copyable_v<DatabaseSlot> && std::is_standard_layout_v<WorkerState>);
 
 inline LWLock *worker_lock() {
-    return &GetNamedLWLockTranche(kLockTranche)[1].lock;
+    return &GetNamedLWLockTranche(kLockTranche)[kWorkersLock].lock;
 }
 
 // Finds (or, in shmem startup, creates zeroed) the shared state.

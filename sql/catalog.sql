@@ -55,6 +55,15 @@ BEGIN
     COMMENT ON TABLE billing.plan_window_limits IS
         'hard limits per hour or day inside the billing period, such as 10,000 calls a day of 100,000 a month';
 
+    CREATE TABLE IF NOT EXISTS billing.metric_windows (
+        metric text NOT NULL REFERENCES billing.metrics,
+        per    text NOT NULL CHECK (per IN ('hour', 'day')),
+        since  timestamptz NOT NULL,
+        PRIMARY KEY (metric, per)
+    );
+    COMMENT ON TABLE billing.metric_windows IS
+        'metrics whose usage is counted per hour or day, for every tenant, from the first such window after `since` on';
+
     -- Graduated tiers as Stripe has them: each unit costs what its own tier says.
     CREATE TABLE IF NOT EXISTS billing.price_tiers (
         plan        text NOT NULL,

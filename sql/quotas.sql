@@ -98,19 +98,19 @@ LANGUAGE sql STABLE PARALLEL SAFE AS $$
            date_trunc('day', (h + interval '1 hour' - interval '1 microsecond') AT TIME ZONE $2) day
 $$;
 
--- The limits of shorter windows that are in force at a time: the tenant's own, else its plan's; quota null: none.
+-- The hours and days the metric is counted in, with the tenant's own limit, else its plan's; quota null: none. Once a
+-- metric has had such a limit, every tenant is counted, limit or not: a counter that had been idle meanwhile would not
+-- know what was used. The first limit ever is so in force from the next hour or day on.
 CREATE FUNCTION billing._window_limits(tenant_id text, metric text, plan text, timezone text, at timestamptz)
-RETURNS TABLE (per text, quota numeric, span tstzrange)
+RETURNS TABLE (per text, quota numeric, span tstzrange, in_force boolean)
 LANGUAGE sql STABLE AS $$
-    SELECT l.per, l.quota, billing._window_at(l.per, $4, $5)
-      FROM (SELECT p.per, p.quota FROM billing.plan_window_limits p
-             WHERE p.plan = $3 AND p.metric = $2
-               AND NOT EXISTS (SELECT FROM billing.window_limits w
-                                WHERE w.tenant_id = $1 AND w.metric = $2 AND w.per = p.per)
-            UNION ALL
-            SELECT w.per, w.quota FROM billing.window_limits w WHERE w.tenant_id = $1 AND w.metric = $2) l
-     WHERE l.quota IS NOT NULL
-     ORDER BY l.per DESC
+    SELECT m.per, CASE WHEN w.tenant_id IS NOT NULL THEN w.quota ELSE p.quota END, s.span, m.since <= lower(s.span)
+      FROM billing.metric_windows m
+      LEFT JOIN billing.window_limits w ON w.tenant_id = $1 AND w.metric = m.metric AND w.per = m.per
+      LEFT JOIN billing.plan_window_limits p ON p.plan = $3 AND p.metric = m.metric AND p.per = m.per
+      CROSS JOIN LATERAL (SELECT billing._window_at(m.per, $4, $5) AS span) s
+     WHERE m.metric = $2
+     ORDER BY m.per DESC
 $$;
 
 -- Writes the quotas in force now into usage_quotas, leaving the usage there as it is.
@@ -169,7 +169,7 @@ BEGIN
     PERFORM billing._refresh_quotas(tenant_id);
 END $$;
 COMMENT ON FUNCTION billing.set_quota(text, text, numeric, text, numeric, interval, text) IS
-    'overrides the quota of one tenant and metric from commit on; quota null is unlimited, cap defaults to hard; a soft cap ends at quota times grace, and at the quota once grace_period has passed since it was reached; per ''hour'' or ''day'' sets a hard limit inside the billing period. Raises UB010, UB011, UB032, UB040';
+    'overrides the quota of one tenant and metric from commit on; quota null is unlimited, cap defaults to hard; a soft cap ends at quota times grace, and at the quota once grace_period has passed since it was reached; per ''hour'' or ''day'' sets a hard limit inside the billing period (the first ever of a metric counts from the next hour or day on). Raises UB010, UB011, UB032, UB040';
 
 CREATE FUNCTION billing.clear_quota(tenant_id text, metric text, per text DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -216,14 +216,25 @@ BEGIN
         END IF;
         RETURN NULL;
     END $$;
-    REVOKE ALL ON FUNCTION billing._tenant_quotas_changed(), billing._all_quotas_changed() FROM PUBLIC;
+    CREATE OR REPLACE FUNCTION billing._count_windows() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+    BEGIN
+        INSERT INTO billing.metric_windows VALUES (new.metric, new.per, billing.now()) ON CONFLICT DO NOTHING;
+        RETURN NULL;
+    END $$;
+    REVOKE ALL ON FUNCTION billing._tenant_quotas_changed(), billing._all_quotas_changed(), billing._count_windows()
+        FROM PUBLIC;
+    CREATE OR REPLACE TRIGGER count_windows AFTER INSERT OR UPDATE ON billing.window_limits
+        FOR EACH ROW EXECUTE FUNCTION billing._count_windows();
+    CREATE OR REPLACE TRIGGER count_windows AFTER INSERT OR UPDATE ON billing.plan_window_limits
+        FOR EACH ROW EXECUTE FUNCTION billing._count_windows();
     FOREACH name IN ARRAY ARRAY['billing_customers', 'subscriptions', 'quota_overrides', 'window_limits', 'usage_alerts'] LOOP
         EXECUTE format('CREATE OR REPLACE TRIGGER quotas_changed AFTER INSERT OR UPDATE OR DELETE ON billing.%I
                         FOR EACH ROW EXECUTE FUNCTION billing._tenant_quotas_changed()', name);
         EXECUTE format('CREATE OR REPLACE TRIGGER quotas_truncated AFTER TRUNCATE ON billing.%I
                         EXECUTE FUNCTION billing._all_quotas_changed()', name);
     END LOOP;
-    FOREACH name IN ARRAY ARRAY['metrics', 'plans', 'plan_metrics', 'plan_window_limits'] LOOP
+    FOREACH name IN ARRAY ARRAY['metrics', 'plans', 'plan_metrics', 'plan_window_limits', 'metric_windows'] LOOP
         EXECUTE format('CREATE OR REPLACE TRIGGER quotas_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON billing.%I
                         EXECUTE FUNCTION billing._all_quotas_changed()', name);
     END LOOP;

@@ -25,6 +25,7 @@ DECLARE
     busy timestamptz[];
     opened timestamptz;
     folded bigint;
+    began timestamptz := clock_timestamp();
 BEGIN
     -- Every statement here has to see what was committed before it, not before the transaction.
     IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
@@ -32,12 +33,14 @@ BEGIN
             USING ERRCODE = 'active_sql_transaction', HINT = 'Call billing.run_rollup() in READ COMMITTED.';
     END IF;
     -- One at a time: two would fold the same ticks.
+    PERFORM billing._report_progress('rollup', 'waiting for another rollup', 0, NULL);
     PERFORM pg_advisory_xact_lock(hashtext('pg_billing.run_rollup'));
     SELECT * INTO STRICT state FROM billing.rollup_state;
     busy := billing._open_tick(state.folded_before);
     opened := busy[1];
     busy := ARRAY(SELECT t FROM unnest(busy[2:]) t WHERE t >= state.folded_before OR t = ANY (state.unfolded) ORDER BY t);
 
+    PERFORM billing._report_progress('rollup', 'folding events', 0, NULL);
     WITH hours AS (
         SELECT e.tenant_id, e.metric, e.period_start, date_bin('1 hour', e.occurred_at, 'epoch') AS hour,
                sum(e.quantity) AS quantity, count(*) AS events
@@ -71,7 +74,9 @@ BEGIN
 
     UPDATE billing.rollup_state
        SET folded_before = opened, unfolded = busy, tail = least(opened, busy[1]);
+    PERFORM billing._report_progress('rollup', 'advancing periods', folded, folded);
     PERFORM billing._advance_periods();
+    PERFORM billing._note_rollup(folded, began);
     RETURN folded;
 END $$;
 COMMENT ON FUNCTION billing.run_rollup() IS

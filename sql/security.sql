@@ -40,7 +40,7 @@ DECLARE
 BEGIN
     FOR t IN
         SELECT c.relname AS name, c.relispartition AS is_partition,
-               c.relname IN ('metrics', 'plans', 'plan_metrics', 'plan_window_limits', 'price_tiers', 'rollup_state') AS is_catalog,
+               c.relname IN ('metrics', 'plans', 'plan_metrics', 'plan_window_limits', 'metric_windows', 'price_tiers', 'rollup_state') AS is_catalog,
                -- what tells a tenant nothing about itself is for administrators only
                c.relname NOT IN ('stripe_outbox', 'stripe_state', 'webhook_events', 'api_keys', 'schema_version') AS readable
           FROM pg_class c
@@ -81,9 +81,10 @@ DECLARE
 BEGIN
     FOR f IN
         SELECT p.oid::regprocedure AS signature,
-               p.proname = ANY ('{now,check_quota,get_subscription,get_current_usage,get_usage_summary,is_over_quota,get_usage_percentage,installed_version,_check_bound,_check_tenant,_check_metric,_quota_in_force,_period_at,_period,_tail,_used}') AS for_tenant,
+               p.proname = ANY ('{now,check_quota,explain_decision,get_subscription,get_current_usage,get_usage_summary,is_over_quota,get_usage_percentage,installed_version,_check_bound,_check_tenant,_check_metric,_quota_in_force,_period_at,_period,_tail,_used,_window_at,_window_limits,_used_within}') AS for_tenant,
                p.proname = ANY ('{record_usage,try_consume,consume,record_usage_batch,_record_each,create_customer,create_subscription,begin_request,receive_webhook}') AS for_app,
-               p.proname NOT LIKE '\_%' AND p.proname <> 'install' AS for_admin
+               p.proname NOT LIKE '\_%' AND p.proname <> 'install' AS for_admin,
+               p.proname = ANY ('{_stat_outcomes,_stat_counters,_stat_rollups,_stat_reports,_stat_reset_at,_rollup_lag}') AS for_monitor
           FROM pg_proc p
           JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
           JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'pg_billing'
@@ -94,6 +95,11 @@ BEGIN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO billing_app, billing_admin', f.signature);
         ELSIF f.for_admin THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO billing_admin', f.signature);
+        ELSIF f.for_monitor THEN
+            EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO billing_admin, pg_monitor', f.signature);
         END IF;
     END LOOP;
+    GRANT USAGE ON SCHEMA billing TO pg_monitor;
+    GRANT SELECT ON billing.stat_metrics, billing.stat_denials, billing.stat_counters, billing.stat_rollup,
+                    billing.stat_progress TO billing_admin, pg_monitor;
 END $$;

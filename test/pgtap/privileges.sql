@@ -29,25 +29,25 @@ SELECT is_empty($$SELECT a.grantee::regrole, a.privilege_type FROM pg_namespace 
     'the groups may use the schema, and create nothing in it');
 
 SELECT set_eq($$SELECT relname::text FROM readable WHERE role = 'billing_tenant'$$, ARRAY['metrics', 'plans', 'plan_metrics', 'price_tiers',
-    'billing_customers', 'subscriptions', 'subscription_items', 'quota_overrides', 'usage_quotas', 'usage_event_keys', 'usage_events', 'rollup_state', 'plan_window_limits', 'window_limits',
+    'billing_customers', 'subscriptions', 'subscription_items', 'quota_overrides', 'usage_quotas', 'usage_event_keys', 'usage_events', 'rollup_state', 'plan_window_limits', 'metric_windows', 'window_limits',
     'usage_aggregates', 'usage_alerts', 'invoices', 'invoice_lines', 'tenant_roles'], 'billing_tenant reads these tables');
 SELECT set_eq($$SELECT relname FROM readable WHERE role = 'billing_app'$$, $$SELECT relname FROM readable WHERE role = 'billing_tenant'$$,
     'billing_app the same');
 SELECT set_eq($$SELECT relname FROM readable WHERE role = 'billing_admin'$$, $$SELECT relname FROM tables WHERE NOT relispartition$$,
     'billing_admin all');
 SELECT set_eq($$SELECT proname::text FROM callable WHERE role = 'billing_tenant' AND proname NOT LIKE '\_%'$$, ARRAY['now', 'current_tenant', 'installed_version',
-    'check_quota', 'get_subscription', 'get_current_usage', 'get_usage_summary', 'is_over_quota', 'get_usage_percentage'],
+    'check_quota', 'explain_decision', 'get_subscription', 'get_current_usage', 'get_usage_summary', 'is_over_quota', 'get_usage_percentage'],
     'billing_tenant calls what looks at its own');
 SELECT set_eq($$SELECT proname::text FROM callable WHERE role = 'billing_app' EXCEPT SELECT proname FROM callable WHERE role = 'billing_tenant'$$,
     ARRAY['record_usage', 'try_consume', 'consume', 'record_usage_batch', '_record_each', 'create_customer', 'create_subscription', 'begin_request', 'receive_webhook'],
     'billing_app records and creates as well');
 SELECT set_eq($$SELECT proname::text FROM callable WHERE role = 'billing_admin' EXCEPT SELECT proname FROM callable WHERE role = 'billing_app'$$,
-    ARRAY['set_quota', 'clear_quota', 'create_api_key', 'revoke_api_key', 'run_rollup', 'maintain', 'run_stripe_sync', 'adopt', 'resume_stripe'],
+    ARRAY['_stat_outcomes', '_stat_counters', '_stat_rollups', '_stat_reports', '_stat_reset_at', '_rollup_lag', 'stat_reset', 'set_quota', 'clear_quota', 'create_api_key', 'revoke_api_key', 'run_rollup', 'maintain', 'run_stripe_sync', 'adopt', 'resume_stripe'],
     'billing_admin administers as well');
 SELECT is_empty($$SELECT proname FROM callable WHERE role = 'billing_app' EXCEPT SELECT proname FROM callable WHERE role = 'billing_admin'$$,
     'and does all that billing_app does');
 SELECT set_eq($$SELECT DISTINCT proname::text FROM callable JOIN pg_proc p USING (proname) WHERE proname LIKE '\_%' AND p.prosecdef$$,
-    ARRAY[]::text[], 'no private function that anybody may call has raised rights');
+    ARRAY['_rollup_lag'], 'no private function that anybody may call has raised rights, but for one that tells an age');
 SELECT set_eq($$SELECT p.proname::text FROM pg_proc p WHERE p.pronamespace = 'billing'::regnamespace AND p.proname NOT LIKE '\_%'
       AND p.proname NOT IN (SELECT proname FROM callable)$$, ARRAY['install'], 'only a superuser installs');
 

@@ -12,7 +12,7 @@ CREATE TEMP VIEW tables AS
 CREATE TEMP TABLE exceptions (relname name, why text);
 INSERT INTO exceptions VALUES
     ('metrics', 'catalogue, the same for all'), ('plans', 'catalogue, the same for all'),
-    ('plan_metrics', 'catalogue, the same for all'), ('plan_window_limits', 'catalogue, the same for all'),
+    ('plan_metrics', 'catalogue, the same for all'), ('plan_window_limits', 'catalogue, the same for all'), ('metric_windows', 'catalogue, the same for all'),
     ('price_tiers', 'catalogue, the same for all'),
     ('schema_version', 'one row about the tables'), ('rollup_state', 'one row about the rollup'), ('stripe_state', 'one row about the database'),
     ('webhook_events', 'whose an event is becomes known only after it is stored'),
@@ -22,7 +22,7 @@ INSERT INTO exceptions VALUES
 SELECT tables_are('billing', ARRAY(
     SELECT relname FROM tables WHERE relispartition
     UNION ALL
-    SELECT unnest(ARRAY['metrics', 'plans', 'plan_metrics', 'plan_window_limits', 'price_tiers', 'billing_customers', 'subscriptions', 'subscription_items',
+    SELECT unnest(ARRAY['metrics', 'plans', 'plan_metrics', 'plan_window_limits', 'metric_windows', 'price_tiers', 'billing_customers', 'subscriptions', 'subscription_items',
         'quota_overrides', 'window_limits', 'usage_quotas', 'usage_event_keys', 'usage_events', 'rollup_state', 'usage_aggregates', 'usage_alerts',
         'stripe_outbox', 'stripe_state', 'webhook_events', 'invoices', 'invoice_lines', 'api_keys', 'tenant_roles', 'schema_version'])),
     'these are the tables');
@@ -49,7 +49,7 @@ SELECT is_empty($$SELECT c.conrelid::regclass, c.conname
     'a reference from one tenant''s row to another row includes the tenant');
 
 SELECT is_empty($$SELECT relname FROM tables
-    WHERE NOT (relrowsecurity AND relforcerowsecurity) AND relname NOT IN ('metrics', 'plans', 'plan_metrics', 'plan_window_limits', 'price_tiers', 'rollup_state')$$,
+    WHERE NOT (relrowsecurity AND relforcerowsecurity) AND relname NOT IN ('metrics', 'plans', 'plan_metrics', 'plan_window_limits', 'metric_windows', 'price_tiers', 'rollup_state')$$,
     'row-level security is enabled and forced on every table and partition but the catalogue''s');
 SELECT is_empty($$SELECT relname FROM tables t WHERE relrowsecurity AND NOT relispartition
     AND NOT EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = t.oid)$$, 'with a policy on each table');
