@@ -95,7 +95,7 @@ SELECT * FROM billing.explain_decision('acme', 'llm_tokens', 30);
 SELECT * FROM billing.explain_decision('delhi', 'api_calls', 16);
 SELECT * FROM billing.explain_decision('delhi', 'api_calls', 1);
 SELECT * FROM billing.explain_decision('delhi', 'user_seats', 100);
-UPDATE billing.subscriptions SET status = 'past_due', past_due_since = billing.now() - interval '6 days' WHERE tenant_id = 'delhi';
+UPDATE billing.subscriptions SET status = 'past_due', past_due_since = date_trunc('hour', billing.now()) - interval '6 days' WHERE tenant_id = 'delhi';
 SELECT * FROM billing.explain_decision('delhi', 'llm_tokens');
 CALL travel('1 day');
 SELECT * FROM billing.explain_decision('delhi', 'llm_tokens');
