@@ -1,19 +1,16 @@
 #include "extension/ledger.hpp"
 
+#include <cstring>
+
 #include "extension/event_key.hpp"
 #include "extension/quantity.hpp"
-
-#include <cstring>
+#include "extension/statement.hpp"
 
 extern "C" {
 #include "catalog/namespace.h"
-#include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
-#include "executor/spi.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
-#include "utils/snapmgr.h"
-#include "utils/syscache.h"
 }
 
 namespace pg_billing::ledger {
@@ -26,94 +23,6 @@ void forget_events(Datum, Oid relation) {
     if (relation == events || !OidIsValid(relation))
         events = InvalidOid;
 }
-
-Oid owner_of(Oid relation) {
-    HeapTuple tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relation));
-    if (!HeapTupleIsValid(tuple))
-        elog(ERROR, "cache lookup failed for relation %u", relation);
-    const Oid owner = reinterpret_cast<Form_pg_class>(GETSTRUCT(tuple))->relowner;
-    ReleaseSysCache(tuple);
-    return owner;
-}
-
-// Acts as the owner of the tables until leave(); an ERROR in between is undone by the transaction's abort.
-struct Identity {
-    Oid user;
-    int context;
-};
-
-Identity enter(Oid user, int extra_context) {
-    Identity saved;
-    GetUserIdAndSecContext(&saved.user, &saved.context);
-    SetUserIdAndSecContext(user, saved.context | extra_context);
-    if (SPI_connect() != SPI_OK_CONNECT)
-        elog(ERROR, "SPI_connect failed");
-    return saved;
-}
-
-void leave(const Identity &saved) {
-    SPI_finish();
-    SetUserIdAndSecContext(saved.user, saved.context);
-}
-
-Identity enter_as_owner() {
-    return enter(owner_of(events_relation()), SECURITY_LOCAL_USERID_CHANGE | SECURITY_NOFORCE_RLS);
-}
-
-// The names in a statement are resolved whenever it is planned anew, and those in SQL functions it calls, too.
-int pin_search_path() {
-    const int guc_level = NewGUCNestLevel();
-    set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true,
-                      0, false);
-    return guc_level;
-}
-
-// A statement prepared once per backend; the plan cache keeps it valid. What writes has no name in it that search_path
-// could resolve otherwise, so it is spared the pinning.
-class Statement {
-  public:
-    template <int N>
-    constexpr Statement(const char *text, const Oid (&types)[N])
-        : text_(text), types_(types), arguments_(N) {}
-
-    explicit constexpr Statement(const char *text) : text_(text), types_(nullptr), arguments_(0) {}
-
-    uint64 write(const Datum *values, const char *nulls) {
-        prepare();
-        const int result = SPI_execute_plan(plan_, const_cast<Datum *>(values), nulls, false, 0);
-        if (result < 0)
-            elog(ERROR, "statement failed: %s", SPI_result_code_string(result));
-        return SPI_processed;
-    }
-
-    uint64 read_latest(const Datum *values) {
-        const int guc_level = pin_search_path();
-        prepare();
-        const Snapshot snapshot = RegisterSnapshot(GetLatestSnapshot());
-        const int result = SPI_execute_snapshot(plan_, const_cast<Datum *>(values), nullptr, snapshot,
-                                                InvalidSnapshot, true, false, 0);
-        UnregisterSnapshot(snapshot);
-        if (result < 0)
-            elog(ERROR, "statement failed: %s", SPI_result_code_string(result));
-        AtEOXact_GUC(false, guc_level);
-        return SPI_processed;
-    }
-
-  private:
-    void prepare() {
-        if (plan_)
-            return;
-        SPIPlanPtr plan = SPI_prepare(text_, arguments_, const_cast<Oid *>(types_));
-        if (!plan || SPI_keepplan(plan) != 0)
-            elog(ERROR, "could not prepare: %s", SPI_result_code_string(SPI_result));
-        plan_ = plan;
-    }
-
-    const char *text_;
-    const Oid *types_;
-    int arguments_;
-    SPIPlanPtr plan_ = nullptr;
-};
 
 constexpr Oid kTermsTypes[] = {TEXTOID, TEXTOID, TIMESTAMPTZOID};
 Statement select_terms(
@@ -150,10 +59,6 @@ Statement insert_event(
     "                                  idempotency_key, properties) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, "
     "$9)",
     kInsertEventTypes);
-
-Datum column(int number, bool *is_null, uint64 row = 0) {
-    return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, number, is_null);
-}
 
 bool bool_column(int number, uint64 row = 0) {
     bool is_null;
