@@ -9,6 +9,7 @@ BEGIN
             tenant_id text COLLATE "C" NOT NULL,
             key       uuid NOT NULL,            -- billing._event_key(idempotency_key)
             tick      timestamptz NOT NULL,     -- of the event
+            voided_at timestamptz,              -- null: it was not
             PRIMARY KEY (tenant_id, key)
         ) PARTITION BY HASH (key);
         FOR i IN 0 .. 15 LOOP
@@ -30,7 +31,8 @@ BEGIN
         metric          text NOT NULL,
         quantity        numeric NOT NULL,
         idempotency_key text,
-        properties      jsonb
+        properties      jsonb,
+        void_reason     text                    -- of a row that takes back an earlier one; null for any other
     ) PARTITION BY RANGE (tick);
     CREATE INDEX IF NOT EXISTS usage_events_tenant ON billing.usage_events (tenant_id, tick);
     CREATE INDEX IF NOT EXISTS usage_events_tick ON billing.usage_events USING brin (tick);
