@@ -1,8 +1,8 @@
 # How things are measured; sourced by run.sh. Each figure is a line of $RUN/runs.jsonl: its series (ROW/VARIANT), round,
 # value and unit.
 #
-# Variants of a row take turns (A B C A B C …), so that what disturbs the machine for a while disturbs all of them, and
-# every run begins with new connections whose first second is not counted: a pool's connections are warm.
+# Variants of a row take turns (A B C A B C …), so that what disturbs the machine for a while disturbs all of them. Every
+# run begins with new connections, whose first two seconds are not counted.
 
 # interleave ROW UNIT VARIANT…: calls measure_VARIANT, which prints one number, BENCH_ROUNDS times each.
 interleave() {
@@ -39,9 +39,9 @@ script() {
 # transactions_per_second PART…: of 16 clients at once.
 transactions_per_second() {
     # progress: 2.0 s, 9512.4 tps, lat … once a second, but perhaps not at the very end
-    pgbench -c 16 -j 2 -P 1 -T $((SECONDS_EACH + 2)) -f "$(script "$@")" >"$RUN/pgbench.out" || return 1
-    awk -v last=$((SECONDS_EACH + 1)) '/^progress: / && ++n > 1 && n <= last { sum += $4 }
-        END { printf "%.1f\n", sum / (last - 1) }' "$RUN/pgbench.out"
+    pgbench -c 16 -j 2 -P 1 -T $((SECONDS_EACH + 3)) -D warm=0 -f "$(script "$@")" >"$RUN/pgbench.out" || return 1
+    awk -v n="$SECONDS_EACH" '/^progress: / && ++second > 2 && second <= n + 2 { sum += $4 }
+        END { printf "%.1f\n", sum / n }' "$RUN/pgbench.out"
 }
 
 # statement_ms FILE: the mean latency of a script's last statement, the only one that is timed, on one connection.
