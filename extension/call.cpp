@@ -151,4 +151,18 @@ int64 check_terms(const Call &call, const Terms &terms) {
     return terms.aggregation == Aggregation::count ? power_of_ten(terms.scale) : units;
 }
 
+void require_adding_up(const Call &call, const Terms &terms) {
+    if (!terms.adds_up())
+        throw Failure(sqlstate::kNotConsumable,
+                      "metric \"" + shown(call.metric_text) + "\" bills the " +
+                          kAggregationNames[static_cast<int>(terms.aggregation)] +
+                          " of its events, which cannot be held against a quota",
+                      "Record it with billing.record_usage(); only sums, counts and gauges have caps.");
+}
+
+Terms &terms_of(const Call &call) {
+    return *pg_call(
+        [&] { return terms::in_force(call.relation, call.tenant_text, call.metric_text, call.occurred_at); });
+}
+
 }  // namespace pg_billing

@@ -41,4 +41,10 @@ void check_caller(std::string_view tenant);
 // counts events is one.
 int64 check_terms(const Call &call, const Terms &terms);
 
+// Raises unless usage of the metric can be held against a cap.
+void require_adding_up(const Call &call, const Terms &terms);
+
+// Returns the terms in force when the usage occurred; valid as terms::in_force() says.
+Terms &terms_of(const Call &call);
+
 }  // namespace pg_billing

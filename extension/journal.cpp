@@ -1,5 +1,7 @@
 #include "extension/journal.hpp"
 
+#include <unordered_map>
+
 #include "extension/sqlstate.hpp"
 
 namespace pg_billing::journal {
@@ -7,8 +9,8 @@ namespace {
 
 struct Entry {
     Counter *counter;
-    int64 taken;  // added to the counter already
-    int64 owed;   // negative: added at commit
+    int64 taken;  // added to the counter already; not negative
+    int64 owed;   // added at commit: what was taken of what this transaction frees, less what it frees
     int nest_level;
 };
 
@@ -16,6 +18,9 @@ struct Entry {
 Entry *entries;
 int count, capacity;
 constexpr int kLookBack = 32;
+
+// What the entries owe, by counter; empty unless this transaction has freed something.
+std::unordered_map<Counter *, int64> owed_on;
 
 Entry *find(Counter *counter, int nest_level, int end) {
     for (int i = end - 1; i >= 0 && i >= end - kLookBack && entries[i].nest_level >= nest_level; i--)
@@ -33,18 +38,31 @@ void make_room_for_one() {
     capacity = wanted;
 }
 
-void give_back_from(int nest_level) {
-    for (; count > 0 && entries[count - 1].nest_level >= nest_level; count--) {
-        add_to_counter(entries[count - 1].counter, -entries[count - 1].taken);
-        unpin_counter(entries[count - 1].counter);
-    }
+void owe(Entry *entry, int64 amount) {
+    owed_on[entry->counter] += amount;
+    entry->owed += amount;
 }
 
-void keep_all() {
-    for (; count > 0; count--) {
-        add_to_counter(entries[count - 1].counter, entries[count - 1].owed);
-        unpin_counter(entries[count - 1].counter);
+void give_back_from(int nest_level) {
+    for (; count > 0 && entries[count - 1].nest_level >= nest_level; count--) {
+        const Entry &entry = entries[count - 1];
+        add_to_counter(entry.counter, -entry.taken);
+        if (entry.owed != 0)
+            owed_on.find(entry.counter)->second -= entry.owed;
+        unpin_counter(entry.counter);
     }
+    if (count == 0)
+        owed_on.clear();
+}
+
+// A counter may be owed by several entries: one sum for each, or somebody could see its number pass a cap in between.
+void keep_all() {
+    for (const auto &[counter, amount] : owed_on)
+        if (amount != 0)
+            add_to_counter(counter, amount);
+    owed_on.clear();
+    for (; count > 0; count--)
+        unpin_counter(entries[count - 1].counter);
 }
 
 // Hands a committed subtransaction's entries to its parent, merged with what the parent has where it is near: a loop
@@ -130,27 +148,40 @@ bool hold_again(const CounterRef &ref) {
     return true;
 }
 
+int64 owed(Counter *counter) {
+    if (owed_on.empty())
+        return 0;
+    const auto found = owed_on.find(counter);
+    return found == owed_on.end() ? 0 : found->second;
+}
+
 Reserve reserve(Counter *counter, int64 amount, int64 limit, int64 *used) {
     Entry *entry = find(counter, GetCurrentTransactionNestLevel(), count);
+    const int64 freed = -owed(counter);
     if (amount < 0) {
-        entry->owed += amount;
-        *used = counter_used(counter) + entry->owed;
+        owe(entry, amount);
+        *used = counter_used(counter) - freed + amount;
         return Reserve::done;
     }
-    const Reserve result = reserve_on_counter(counter, amount, limit, used);
-    if (result == Reserve::done)
-        entry->taken += amount;
+    const int64 reused = Min(amount, freed);
+    const Reserve result = reserve_on_counter(counter, amount - reused, limit, used);
+    *used -= freed;
+    if (result == Reserve::done) {
+        entry->taken += amount - reused;
+        if (reused > 0)
+            owe(entry, reused);
+        *used += reused;
+    }
     return result;
 }
 
 void undo(Counter *counter, int64 amount) {
     Entry *entry = find(counter, GetCurrentTransactionNestLevel(), count);
-    if (amount < 0) {
-        entry->owed -= amount;
-        return;
-    }
-    entry->taken -= amount;
-    add_to_counter(counter, -amount);
+    const int64 added = Min(Max(amount, 0), entry->taken);
+    entry->taken -= added;
+    add_to_counter(counter, -added);
+    if (added != amount)
+        owe(entry, added - amount);
 }
 
 void release_unused(Counter *counter) {

@@ -39,16 +39,21 @@ Counter *hold(const Call &call, const Terms &terms, Limit &limit) {
     return counter;
 }
 
+// What this transaction owes on the limit's counter; in recovery none was ever seen.
+int64 owed(const Limit &limit) {
+    return limit.counter.counter ? journal::owed(limit.counter.counter) : 0;
+}
+
 int64 used_now(const Call &call, const Terms &terms, Limit &limit, bool in_recovery) {
     int64 used;
     if (in_recovery)
         return load_total(call, terms, limit);
-    if (limit.counter.counter && peek_counter(limit.counter, &used))
-        return used;
-    Counter *counter = hold(call, terms, limit);
-    used = counter_used(counter);
-    journal::release_unused(counter);
-    return used;
+    if (!limit.counter.counter || !peek_counter(limit.counter, &used)) {
+        Counter *counter = hold(call, terms, limit);
+        used = counter_used(counter);
+        journal::release_unused(counter);
+    }
+    return used + owed(limit);
 }
 
 }  // namespace
@@ -60,7 +65,7 @@ Fit fit(const Call &call, Terms &terms, int64 units) {
         Limit &limit = terms.limits[i];
         const int64 used = used_now(call, terms, limit, in_recovery);
         int64 after;
-        if (__builtin_add_overflow(used, units, &after) || (units > 0 && after > limit.bound))
+        if (__builtin_add_overflow(used, units, &after) || (units > -owed(limit) && after > limit.bound))
             return {false, i, used};
         if (i == 0)
             used_in_period = used;

@@ -1,12 +1,8 @@
 // The hot path: record_usage, try_consume, consume and check_quota.
 //
-// A call reserves on the quota counters first and writes second, both in the caller's transaction: a rollback gives the
-// reservation back with the rows. A denied call writes nothing; a known idempotency key changes nothing and is never
-// denied, for what it stands for has been counted.
-#include "extension/ledger.hpp"
+// Each reads as the order of events: check the arguments and the caller, find the quota in force, decide, record.
 #include "extension/metering.hpp"
-#include "extension/sqlstate.hpp"
-#include "extension/ticks.hpp"
+#include "extension/recording.hpp"
 
 extern "C" {
 #include "access/xlog.h"
@@ -17,55 +13,6 @@ namespace {
 
 enum class Verb { record, try_consume, consume };
 
-void require_adding_up(const Call &call, const Terms &terms) {
-    if (!terms.adds_up())
-        throw Failure(sqlstate::kNotConsumable,
-                      "metric \"" + shown(call.metric_text) + "\" bills the " +
-                          kAggregationNames[static_cast<int>(terms.aggregation)] +
-                          " of its events, which cannot be held against a quota",
-                      "Record it with billing.record_usage(); only sums, counts and gauges have caps.");
-}
-
-bool key_known(const Call &call) {
-    return call.key && pg_call([&] { return ledger::key_known(call.tenant, call.key); });
-}
-
-// Decides on usage that is asked for or has happened, and records it. The terms lose their validity when something is
-// written, for that may run triggers which use the cache: `terms` is a copy made before.
-Decision record(const Call &call, Terms &cached, int64 units, bool enforced, Terms &terms) {
-    terms = cached;
-    if (enforced && terms.refusal != Refusal::none) {
-        Decision decision = decide_refused(terms);
-        if (key_known(call)) {
-            decision.status = "duplicate";
-            decision.allowed = true;
-        }
-        return decision;
-    }
-    const bool counted = terms.adds_up();
-    Fit fit{true, 0, 0};
-    if (counted) {
-        fit = reserve(call, cached, units, enforced);
-        terms = cached;
-    }
-    if (!fit.fits)
-        return key_known(call) ? decide_allowed("duplicate", terms, fit.used)
-                               : decide_denied(terms, terms.limits[fit.limit], fit.used);
-    const bool fresh = pg_call([&] {
-        return ledger::write_event({call.tenant, call.metric, NumericGetDatum(call.quantity), call.key,
-                                    call.properties, ticks::join(), call.occurred_at, call.now,
-                                    terms.period().start});
-    });
-    if (!fresh && counted) {
-        take_back(terms, units);
-        fit.used -= units;
-    }
-    Decision decision = decide_allowed(fresh ? "recorded" : "duplicate", terms, fit.used);
-    if (!counted)
-        decision.limit = nullptr;
-    return decision;
-}
-
 Datum decide(FunctionCallInfo fcinfo, Verb verb) {
     Call call = read_call(fcinfo);
     read_event(fcinfo, 3, call);
@@ -73,8 +20,7 @@ Datum decide(FunctionCallInfo fcinfo, Verb verb) {
         PreventCommandIfReadOnly("usage recording");
         PreventCommandDuringRecovery("usage recording");
     });
-    Terms &cached = *pg_call(
-        [&] { return terms::in_force(call.relation, call.tenant_text, call.metric_text, call.occurred_at); });
+    Terms &cached = terms_of(call);
     const int64 units = check_terms(call, cached);
     if (verb != Verb::record)
         require_adding_up(call, cached);
@@ -87,8 +33,7 @@ Datum decide(FunctionCallInfo fcinfo, Verb verb) {
 
 Datum check(FunctionCallInfo fcinfo) {
     const Call call = read_call(fcinfo);
-    Terms &terms = *pg_call(
-        [&] { return terms::in_force(call.relation, call.tenant_text, call.metric_text, call.occurred_at); });
+    Terms &terms = terms_of(call);
     const int64 units = check_terms(call, terms);
     require_adding_up(call, terms);
     Decision decision;

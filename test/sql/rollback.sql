@@ -103,3 +103,40 @@ SELECT status, used FROM billing.record_usage('acme', 'llm_tokens', 10, 'x');
 -- statements that fail half way refund all of it
 SELECT billing.record_usage('acme', 'llm_tokens', n), 100 / (5 - n) FROM generate_series(1, 9) n;
 SELECT used FROM billing.check_quota('acme', 'llm_tokens');
+-- what a transaction frees it may use itself, as long as it stays freed
+SELECT used FROM billing.record_usage('acme', 'user_seats', 0);
+SELECT FROM billing.set_quota('acme', 'user_seats', 4) \g /dev/null
+BEGIN;
+SELECT status, used FROM billing.try_consume('acme', 'user_seats');
+SELECT status, used FROM billing.record_usage('acme', 'user_seats', -2);
+SELECT status, used FROM billing.try_consume('acme', 'user_seats', 3);
+SAVEPOINT one;
+SELECT status, used FROM billing.try_consume('acme', 'user_seats', 2);
+SELECT status, used FROM billing.try_consume('acme', 'user_seats');
+SAVEPOINT two;
+SELECT status, used FROM billing.record_usage('acme', 'user_seats', -3, 'freed');
+SELECT status, used FROM billing.record_usage('acme', 'user_seats', 3);
+RELEASE two;
+SELECT status, used FROM billing.try_consume('acme', 'user_seats');
+SELECT * FROM used;
+ROLLBACK TO one;
+SELECT * FROM used;
+SELECT status, used FROM billing.try_consume('acme', 'user_seats', 2, 'once');
+SELECT status, used FROM billing.try_consume('acme', 'user_seats', 2, 'once');
+SELECT status, used FROM billing.record_usage('acme', 'user_seats', 2, 'once');
+SELECT * FROM used;
+COMMIT;
+SELECT * FROM used;
+SELECT status, used FROM billing.try_consume('acme', 'user_seats');
+-- also above a quota that was lowered meanwhile, because the level does not rise
+SELECT FROM billing.set_quota('acme', 'user_seats', 1) \g /dev/null
+BEGIN;
+SELECT status, used FROM billing.record_usage('acme', 'user_seats', -2);
+SELECT status, used FROM billing.check_quota('acme', 'user_seats', 3);
+SELECT status, used FROM billing.check_quota('acme', 'user_seats', 2);
+SELECT status, used FROM billing.try_consume('acme', 'user_seats', 3);
+SELECT status, used FROM billing.try_consume('acme', 'user_seats', 2);
+SELECT status, used FROM billing.try_consume('acme', 'user_seats');
+SELECT * FROM used;
+ROLLBACK;
+SELECT * FROM used;

@@ -40,14 +40,15 @@ SELECT count(*) FROM billing.usage_events WHERE idempotency_key IN ('last', 'nex
 
 -- nothing used is usage as well
 SELECT status, reason, used FROM billing.try_consume('acme', 'agent_executions', 0);
--- gauges go up and down; what is freed counts from the commit on, because it may yet be rolled back
+-- gauges go up and down; others may use what is freed from the commit on, because it may yet be rolled back
 SELECT status, reason, used FROM billing.record_usage('acme', 'storage_gb', 0.75);
 SELECT status, reason, used FROM billing.record_usage('acme', 'storage_gb', -0.25);
 SELECT status, reason, used FROM billing.check_quota('acme', 'storage_gb', 0.5);
 BEGIN;
 SELECT status, reason, used FROM billing.record_usage('acme', 'storage_gb', -0.125);
 SELECT status, reason, used FROM billing.record_usage('acme', 'storage_gb', -0.125);
-SELECT status, reason, used FROM billing.try_consume('acme', 'storage_gb', 0.75);
+SELECT status, reason, used FROM billing.check_quota('acme', 'storage_gb', 0.75);
+SELECT status, reason, used FROM billing.try_consume('acme', 'storage_gb', 0.751);
 COMMIT;
 SELECT status, reason, used FROM billing.try_consume('acme', 'storage_gb', 0.75);
 

@@ -1,0 +1,50 @@
+#include "extension/recording.hpp"
+
+#include "extension/ledger.hpp"
+#include "extension/metering.hpp"
+#include "extension/ticks.hpp"
+
+namespace pg_billing {
+namespace {
+
+bool key_known(const Call &call) {
+    return call.key && pg_call([&] { return ledger::key_known(call.tenant, call.key); });
+}
+
+}  // namespace
+
+Decision record(const Call &call, Terms &cached, int64 units, bool enforced, Terms &terms) {
+    terms = cached;
+    if (enforced && terms.refusal != Refusal::none) {
+        Decision decision = decide_refused(terms);
+        if (key_known(call)) {
+            decision.status = "duplicate";
+            decision.allowed = true;
+        }
+        return decision;
+    }
+    const bool counted = terms.adds_up();
+    Fit fit{true, 0, 0};
+    if (counted) {
+        fit = reserve(call, cached, units, enforced);
+        terms = cached;
+    }
+    if (!fit.fits)
+        return key_known(call) ? decide_allowed("duplicate", terms, fit.used)
+                               : decide_denied(terms, terms.limits[fit.limit], fit.used);
+    const bool fresh = pg_call([&] {
+        return ledger::write_event({call.tenant, call.metric, NumericGetDatum(call.quantity), call.key,
+                                    call.properties, ticks::join(), call.occurred_at, call.now,
+                                    terms.period().start});
+    });
+    if (!fresh && counted) {
+        take_back(terms, units);
+        fit.used -= units;
+    }
+    Decision decision = decide_allowed(fresh ? "recorded" : "duplicate", terms, fit.used);
+    if (!counted)
+        decision.limit = nullptr;
+    return decision;
+}
+
+}  // namespace pg_billing
