@@ -28,7 +28,7 @@ bench:
 
 # make proof [PROOF='--seed 1 …']: the overshoot proof in its long form, five minutes
 proof:
-	test/proof/proof.sh --clients 32 --tenants 100 --seconds 300 --kills 20 $(PROOF)
+	test/proof/proof.sh 32 --seconds 300 --kills 20 $(PROOF)
 
 else
 

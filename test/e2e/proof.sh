@@ -10,9 +10,9 @@ run() {
     return $status
 }
 ok 'under terminations and two server kills: overshoot 0, lost 0, double 0' \
-    run --clients 8 --seconds 8 --kills 2
+    run 8 --seconds 6 --kills 2
 sed 's/^/# /' "$RUN/output"
 ok 'asking first and recording second does not pass' \
-    not run --naive --clients 8 --seconds 0 --kills 0 --terminations 0
+    not run 8 --naive --seconds 0 --kills 0 --terminations 0
 like 'because it overshoots' "$(tail -n 1 "$RUN/output")" 'overshoot [1-9][0-9]*, lost 0, double 0'
 done_testing

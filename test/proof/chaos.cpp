@@ -60,10 +60,17 @@ void terminate_clients(Run &run) {
 }
 
 void kill_server(Run &run, Connection &db, std::mt19937_64 &random) {
-    if (run.totals.kills % 2 == 0 || run.settings.restart_command.empty())
+    if (run.totals.kills % 2 == 0) {
         db.persistently([&] { kill_backend(db, random); });
-    else if (std::system(run.settings.restart_command.c_str()) != 0)
-        throw Stuck("the server cannot be restarted: " + run.settings.restart_command);
+    } else {
+        run.scarce = !run.scarce;
+        db.persistently([&] {
+            db.command(run.scarce ? "ALTER SYSTEM RESET pg_billing.max_counters"
+                                  : "ALTER SYSTEM SET pg_billing.max_counters = 20000");
+        });
+        if (std::system(run.settings.restart_command.c_str()) != 0)
+            throw Stuck("the server cannot be restarted: " + run.settings.restart_command);
+    }
     db.reconnect();
     run.totals.kills++;
 }

@@ -30,6 +30,7 @@ void Client::work() {
     db_.reconnect();
     while (run_.enter()) {
         transaction();
+        run_.totals.transactions++;
         run_.leave();
     }
 }
@@ -318,7 +319,7 @@ void Client::find_out() {
         bool first = true;  // an answer that got lost may itself have recorded the key
         const std::string status = db_.persistently([&]() -> std::string {
             const bool clean = std::exchange(first, false);
-            for (;;)
+            for (int attempts = 1;; attempts++)
                 try {
                     const auto answer =
                         db_.query(event.metric == kOpen ? kRecord : kTryConsume, arguments(event))[0][0];
@@ -326,7 +327,7 @@ void Client::find_out() {
                         (answer == "duplicate" ? known : unknown)++;
                     return answer;
                 } catch (const SqlError &e) {
-                    if (e.state != kNoCounter)
+                    if (e.state != kNoCounter || attempts > 10'000)
                         throw Stuck(e.what());
                 }
         });

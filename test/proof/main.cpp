@@ -120,7 +120,8 @@ int main(int argc, char **argv) {
     CLI::App app{"Proves that pg_billing never overshoots a hard cap, loses an event or counts one twice."};
     app.add_option("--database", settings.database, "libpq connection string of a superuser")->required();
     app.add_option("--restart", settings.restart_command,
-                   "command that stops the server immediately and starts it");
+                   "command that stops the server immediately and starts it")
+        ->required();
     app.add_option("--clients", settings.clients, "concurrent clients")->check(CLI::Range(1, 64));
     app.add_option("--tenants", settings.tenants, "tenants")->check(CLI::Range(8, 1000));
     app.add_option("--kills", settings.kills, "server kills");

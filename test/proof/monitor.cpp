@@ -23,8 +23,20 @@ constexpr const char *kQuota = "SELECT quota FROM billing.check_quota($1, $2)";
 
 void Monitor::work() {
     db_.reconnect();
-    while (run_.pause(20ms))
-        db_.persistently([&] { look(); });
+    while (run_.pause(20ms) && run_.enter()) {
+        db_.persistently([&] {
+            try {
+                look();
+            } catch (const SqlError &e) {
+                // No room for another counter; or a rollup wrote beside the same quotas in another order.
+                if (e.state != "UB051" && e.state != "40P01")
+                    run_.wrong(run_.totals.other, e.what());
+                run_.totals.refused++;
+                db_.command("ROLLBACK");
+            }
+        });
+        run_.leave();
+    }
 }
 
 // Looks at the hot tenants and, in turn, at some of the others.
@@ -43,15 +55,7 @@ void Monitor::look() {
         if (row[6] == "t")
             run_.wrong(run_.totals.drift, what);
         if (row[7] == "t")
-            try {
-                raise(row[0], std::stoi(row[4]));
-            } catch (const SqlError &e) {
-                // A rollup writes beside the same quotas.
-                if (e.state != "40P01")
-                    run_.wrong(run_.totals.other, e.what());
-                db_.command("ROLLBACK");
-                run_.totals.refused++;
-            }
+            raise(row[0], std::stoi(row[4]));
     }
     run_.totals.looks++;
 }

@@ -2,11 +2,16 @@
 # Runs pg_billing_proof on a server of its own. Sourced by e2e/proof.sh, and `make proof` when run by itself.
 source "$(dirname "${BASH_SOURCE[0]}")/../lib/e2e.sh"
 
-# proof OPTIONS…: one proof, on a new server with so few counters that they are evicted all the time.
+# proof CLIENTS OPTIONS…: one proof, on a new server. There are so few counters that they are evicted all the time, and a
+# commit takes its time, so that others come in between what it does before and after.
 proof() {
-    cluster_start proof pg_billing.rollup_interval=1 pg_billing.max_counters=128
+    local clients=$1
+    shift
+    cluster_start proof pg_billing.rollup_interval=1 "pg_billing.max_counters=$((clients * 8))" \
+        fsync=on commit_delay=1000 commit_siblings=1
     sql 'CREATE EXTENSION pg_billing; SELECT billing.install()' >/dev/null
-    as_server_user "$BUILD/cmake/pg_billing_proof" --database "host=$PGHOST dbname=$PGDATABASE user=$PGUSER" --restart \
+    as_server_user "$BUILD/cmake/pg_billing_proof" --database "host=$PGHOST dbname=$PGDATABASE user=$PGUSER" \
+        --clients "$clients" --tenants "$((clients * 8))" --restart \
         "'$PG_BIN/pg_ctl' -D '$RUN/proof/data' -l '$RUN/proof/log' -m immediate -w restart >/dev/null" "$@"
 }
 

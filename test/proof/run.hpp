@@ -45,7 +45,8 @@ class Run {
 
     const Settings settings;
     Totals totals{};
-    std::atomic<long> shared_events{0};
+    bool scarce = true;  // counters are evicted all the time; known to the thread that kills
+    std::atomic<long> shared_events = 0;
 
     // Counts something that must not be, and tells of the first few.
     void wrong(std::atomic<long> &kind, const std::string &what, long times = 1);
@@ -58,7 +59,7 @@ class Run {
     void stop();
     bool stopped() const { return stopped_; }
 
-    // Clients: false when the proof is over.
+    // Clients and the monitor: false when the proof is over.
     bool enter();
     void leave();
 

@@ -11,7 +11,7 @@ namespace pg_billing::proof {
 // Makes the tenants with their quotas, and schema proof.
 void set_up(Run &run, Connection &db);
 
-// With nothing in flight, every counter is what its tenant has committed.
+// With nothing in flight, every counter is what its tenant has committed, and none is pinned.
 void compare_counters(Run &run, Connection &db);
 
 // Compares what the clients know with what the tables hold, event by event and in total.
