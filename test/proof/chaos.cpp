@@ -63,10 +63,10 @@ void kill_server(Run &run, Connection &db, std::mt19937_64 &random) {
     if (run.totals.kills % 2 == 0) {
         db.persistently([&] { kill_backend(db, random); });
     } else {
-        run.scarce = !run.scarce;
+        const bool plenty = run.totals.kills % 4 == 1;
         db.persistently([&] {
-            db.command(run.scarce ? "ALTER SYSTEM RESET pg_billing.max_counters"
-                                  : "ALTER SYSTEM SET pg_billing.max_counters = 20000");
+            db.command(plenty ? "ALTER SYSTEM SET pg_billing.max_counters = 20000"
+                              : "ALTER SYSTEM RESET pg_billing.max_counters");
         });
         if (std::system(run.settings.restart_command.c_str()) != 0)
             throw Stuck("the server cannot be restarted: " + run.settings.restart_command);

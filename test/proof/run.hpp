@@ -45,7 +45,6 @@ class Run {
 
     const Settings settings;
     Totals totals{};
-    bool scarce = true;  // counters are evicted all the time; known to the thread that kills
     std::atomic<long> shared_events = 0;
 
     // Counts something that must not be, and tells of the first few.
