@@ -105,9 +105,7 @@ extern "C" void at_transaction_event(XactEvent event, void *) {
             give_back_from(0);
             break;
         case XACT_EVENT_PRE_PREPARE:
-            ereport(ERROR, (errcode(sqlstate::kPrepareWithUsage),
-                            errmsg("cannot prepare a transaction that has usage pending"),
-                            errhint("Record usage in a transaction of its own, outside two-phase commit.")));
+            refuse_prepare();
             break;
         default:
             break;
@@ -124,6 +122,12 @@ extern "C" void at_subtransaction_event(SubXactEvent event, SubTransactionId, Su
 }
 
 }  // namespace
+
+void refuse_prepare() {
+    ereport(ERROR, (errcode(sqlstate::kPrepareWithUsage),
+                    errmsg("cannot prepare a transaction that has usage pending"),
+                    errhint("Record usage in a transaction of its own, outside two-phase commit.")));
+}
 
 void init() {
     RegisterXactCallback(at_transaction_event, nullptr);

@@ -37,4 +37,7 @@ void undo(Counter *counter, int64 amount);
 // Lets go of a held counter if nothing was reserved on it.
 void release_unused(Counter *counter);
 
+// Raises UB052. Plain calls into PostgreSQL.
+void refuse_prepare();
+
 }  // namespace pg_billing::journal

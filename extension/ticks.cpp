@@ -4,6 +4,7 @@
 
 #include "extension/clock.hpp"
 #include "extension/guard.hpp"
+#include "extension/journal.hpp"
 #include "extension/ledger.hpp"
 #include "extension/sqlstate.hpp"
 #include "extension/worker_state.hpp"
@@ -115,6 +116,8 @@ Tick *try_join(DatabaseTicks *ticks) {
 }
 
 extern "C" void leave_tick_at_end(XactEvent event, void *) {
+    if (event == XACT_EVENT_PRE_PREPARE && joined_count > 0)
+        journal::refuse_prepare();  // nobody would hear of the end of a prepared writer
     if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT)
         return;
     for (; joined_count > 0; joined_count--)

@@ -222,7 +222,21 @@ BEGIN
         INSERT INTO billing.metric_windows VALUES (new.metric, new.per, billing.now()) ON CONFLICT DO NOTHING;
         RETURN NULL;
     END $$;
-    REVOKE ALL ON FUNCTION billing._tenant_quotas_changed(), billing._all_quotas_changed(), billing._count_windows()
+    -- Counters and aggregates of usage that was counted one way would be wrong read another way.
+    CREATE OR REPLACE FUNCTION billing._keep_aggregation() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+    BEGIN
+        IF EXISTS (SELECT FROM billing.usage_events e WHERE e.metric = old.name)
+           OR EXISTS (SELECT FROM billing.usage_aggregates a WHERE a.metric = old.name) THEN
+            RAISE EXCEPTION 'metric "%" has usage: its kind and aggregation cannot be changed', old.name
+                USING ERRCODE = 'UB032', HINT = 'Make another metric.';
+        END IF;
+        RETURN new;
+    END $$;
+    CREATE OR REPLACE TRIGGER keep_aggregation BEFORE UPDATE ON billing.metrics FOR EACH ROW
+        WHEN ((old.kind, old.aggregation) IS DISTINCT FROM (new.kind, new.aggregation))
+        EXECUTE FUNCTION billing._keep_aggregation();
+    REVOKE ALL ON FUNCTION billing._keep_aggregation(), billing._tenant_quotas_changed(), billing._all_quotas_changed(), billing._count_windows()
         FROM PUBLIC;
     CREATE OR REPLACE TRIGGER count_windows AFTER INSERT OR UPDATE ON billing.window_limits
         FOR EACH ROW EXECUTE FUNCTION billing._count_windows();

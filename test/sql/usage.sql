@@ -120,6 +120,20 @@ COMMIT;
 BEGIN;
 SELECT status FROM billing.record_usage('acme', 'api_calls', 100);
 PREPARE TRANSACTION 'usage';
+-- also where no counter is involved
+INSERT INTO billing.metrics (name, display_name, kind, unit, aggregation, stripe_event_name)
+VALUES ('peak', 'Peak', 'counter', 'requests', 'max', 'peak');
+BEGIN;
+SELECT status, reason, used FROM billing.record_usage('acme', 'peak', 100);
+PREPARE TRANSACTION 'usage';
+-- a maximum is not held against a quota; and what has usage keeps its aggregation
+CALL attempt($$SELECT billing.check_quota('acme', 'peak')$$);
+CALL attempt($$SELECT billing.try_consume('acme', 'peak')$$);
+CALL attempt($$UPDATE billing.metrics SET aggregation = 'max' WHERE name = 'llm_tokens'$$);
+UPDATE billing.metrics SET aggregation = 'last' WHERE name = 'peak';
+BEGIN;
+UPDATE billing.metrics SET unit = 'requests' WHERE name = 'api_calls';
+PREPARE TRANSACTION 'quota';
 SELECT used FROM billing.check_quota('acme', 'api_calls');
 
 -- a metric's usage stays what it is when the metric keeps more decimals
