@@ -19,6 +19,8 @@ SELECT status FROM billing.record_usage('acme', 'api_calls', 2, NULL, '2030-01-3
 SELECT tableoid::regclass, quantity, occurred_at FROM billing.usage_events ORDER BY quantity;
 SELECT count(*) FROM days d JOIN pg_index i ON i.indrelid = d.oid
   JOIN pg_inherits h ON h.inhrelid = i.indexrelid AND h.inhparent = 'billing.usage_events_tenant'::regclass;
+SELECT DISTINCT c.reloptions FROM days d JOIN pg_index i ON i.indrelid = d.oid JOIN pg_class c ON c.oid = i.indexrelid
+  JOIN pg_inherits h ON h.inhrelid = i.indexrelid AND h.inhparent = 'billing.usage_events_tick'::regclass;
 
 -- every partition has forced row-level security without a policy, and no rights
 SELECT c.relrowsecurity, c.relforcerowsecurity, count(*)
