@@ -14,6 +14,7 @@ namespace pg_billing {
 namespace {
 
 constexpr uint32 kEvicted = 0x80000000;  // in pins
+constexpr uint32 kReady = 1, kUsed = 2;  // in state: the number is there; wanted since eviction last looked
 
 struct Shared {
     pg_atomic_uint64 incarnations;  // the last one given
@@ -27,13 +28,21 @@ LWLock *lock() {
     return &GetNamedLWLockTranche(kLockTranche)[kCountersLock].lock;
 }
 
-// Throws out unpinned counters, about an eighth of the table, so that the next misses find room at once.
-bool make_room() {
+void note_use(Counter *counter) {
+    if (!(pg_atomic_read_u32(&counter->state) & kUsed))
+        pg_atomic_fetch_or_u32(&counter->state, kUsed);
+}
+
+// Throws out unpinned counters, up to an eighth of the table, so that the next misses find room at once. One that was
+// used since the last look gets a second chance.
+long evict(bool spare_used) {
     const long wanted = settings::max_counters / 8 + 1;
     long evicted = 0;
     HASH_SEQ_STATUS scan;
     hash_seq_init(&scan, table);
     while (auto *counter = static_cast<Counter *>(hash_seq_search(&scan))) {
+        if (spare_used && (pg_atomic_fetch_and_u32(&counter->state, ~kUsed) & kUsed))
+            continue;
         uint32 unpinned = 0;
         if (!pg_atomic_compare_exchange_u32(&counter->pins, &unpinned, kEvicted))
             continue;
@@ -45,7 +54,11 @@ bool make_room() {
             break;
         }
     }
-    return evicted > 0;
+    return evicted;
+}
+
+bool make_room() {
+    return evict(true) > 0 || evict(false) > 0;
 }
 
 }  // namespace
@@ -92,8 +105,10 @@ Counter *pin_counter(const CounterKey &key) {
     if (counter)
         pg_atomic_fetch_add_u32(&counter->pins, 1);
     LWLockRelease(lock());
-    if (counter)
+    if (counter) {
+        note_use(counter);
         return counter;
+    }
 
     LWLockAcquire(lock(), LW_EXCLUSIVE);
     bool found;
@@ -103,7 +118,7 @@ Counter *pin_counter(const CounterKey &key) {
     if (counter) {
         if (!found) {
             pg_atomic_write_u64(&counter->used, 0);
-            pg_atomic_write_u32(&counter->ready, 0);
+            pg_atomic_write_u32(&counter->state, 0);
             pg_atomic_write_u64(&counter->incarnation, pg_atomic_add_fetch_u64(&shared->incarnations, 1));
             pg_write_barrier();  // who comes back to this memory sees the new incarnation before it can pin
             pg_atomic_write_u32(&counter->pins, 0);
@@ -122,8 +137,10 @@ bool repin_counter(const CounterRef &ref) {
         if (pins & kEvicted)
             return false;
     } while (!pg_atomic_compare_exchange_u32(&ref.counter->pins, &pins, pins + 1));
-    if (pg_atomic_read_u64(&ref.counter->incarnation) == ref.incarnation)
+    if (pg_atomic_read_u64(&ref.counter->incarnation) == ref.incarnation) {
+        note_use(ref.counter);
         return true;
+    }
     unpin_counter(ref.counter);
     return false;
 }
@@ -137,7 +154,10 @@ bool peek_counter(const CounterRef &ref, int64 *used) {
         return false;
     *used = counter_used(ref.counter);
     pg_read_barrier();  // had it been evicted before the number was read, the incarnation would differ by now
-    return pg_atomic_read_u64(&ref.counter->incarnation) == ref.incarnation;
+    if (pg_atomic_read_u64(&ref.counter->incarnation) != ref.incarnation)
+        return false;
+    note_use(ref.counter);
+    return true;
 }
 
 CounterRef counter_ref(Counter *counter) {
@@ -145,7 +165,7 @@ CounterRef counter_ref(Counter *counter) {
 }
 
 bool counter_ready(Counter *counter) {
-    const bool ready = pg_atomic_read_u32(&counter->ready) != 0;
+    const bool ready = pg_atomic_read_u32(&counter->state) & kReady;
     pg_read_barrier();  // pairs with publish_counter(): ready implies the number is there
     return ready;
 }
@@ -155,7 +175,7 @@ void publish_counter(Counter *counter, int64 used) {
     if (!counter_ready(counter)) {
         pg_atomic_write_u64(&counter->used, static_cast<uint64>(used));
         pg_write_barrier();
-        pg_atomic_write_u32(&counter->ready, 1);
+        pg_atomic_fetch_or_u32(&counter->state, kReady);
         pg_atomic_fetch_add_u64(&shared->loads, 1);
     }
     LWLockRelease(lock());

@@ -46,7 +46,7 @@ struct Counter {
     pg_atomic_uint64 used;         // signed, in units of the metric's smallest decimal
     pg_atomic_uint64 incarnation;  // never the same twice; 0 once evicted
     pg_atomic_uint32 pins;
-    pg_atomic_uint32 ready;
+    pg_atomic_uint32 state;
 };
 // The hash table adds 16 bytes to each.
 static_assert(std::is_standard_layout_v<Counter> && sizeof(Counter) + 16 <= 256);
