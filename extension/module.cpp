@@ -1,8 +1,9 @@
 // pg_billing.so: loaded into the postmaster by shared_preload_libraries, and so into every backend.
 //
 // It holds no external library and starts no thread. What it sets up here: settings, shared memory, the transaction
-// callbacks, the utility hook and the launcher.
+// callbacks, the hooks and the launcher.
 #include "extension/counters.hpp"
+#include "extension/direct_writes.hpp"
 #include "extension/journal.hpp"
 #include "extension/ledger.hpp"
 #include "extension/pg.hpp"
@@ -69,6 +70,7 @@ void _PG_init(void) {
     pg_billing::terms::init();
     pg_billing::ticks::init();
     pg_billing::journal::init();
+    pg_billing::refuse_direct_writes();
     pg_billing::init_worker_state();
     pg_billing::register_launcher();
 }

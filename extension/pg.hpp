@@ -13,6 +13,7 @@ extern "C" {
 #include "catalog/pg_database.h"
 #include "fmgr.h"
 #include "miscadmin.h"
+#include "nodes/parsenodes.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -38,5 +39,18 @@ inline bool owns_database(Oid database) {
     return pg_database_ownercheck(database, GetUserId());
 #endif
 }
+
+// What a statement asks to do to each relation: since PostgreSQL 16 in a list beside the range table.
+#if PG_VERSION_NUM >= 160000
+using RequestedRights = RTEPermissionInfo;
+inline List *requested_rights(List *, List *rights, bool) {
+    return rights;
+}
+#else
+using RequestedRights = RangeTblEntry;
+inline List *requested_rights(List *range_table, bool) {
+    return range_table;
+}
+#endif
 
 }  // namespace pg_billing

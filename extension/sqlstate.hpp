@@ -19,5 +19,6 @@ inline constexpr int kNotPermitted = MAKE_SQLSTATE('U', 'B', '0', '4', '0');
 inline constexpr int kNotInstalled = MAKE_SQLSTATE('U', 'B', '0', '5', '0');
 inline constexpr int kNoCounter = MAKE_SQLSTATE('U', 'B', '0', '5', '1');
 inline constexpr int kPrepareWithUsage = MAKE_SQLSTATE('U', 'B', '0', '5', '2');
+inline constexpr int kDirectWrite = MAKE_SQLSTATE('U', 'B', '0', '5', '3');
 
 }  // namespace pg_billing::sqlstate

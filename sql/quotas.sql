@@ -113,9 +113,10 @@ LANGUAGE sql STABLE AS $$
      ORDER BY m.per DESC
 $$;
 
--- Writes the quotas in force now into usage_quotas, leaving the usage there as it is.
+-- Writes the quotas in force now into usage_quotas, leaving the usage there as it is. With raised rights, because whoever
+-- calls it may be a superuser, who may not write there directly (extension/direct_writes.hpp).
 CREATE FUNCTION billing._refresh_quotas(tenant_id text) RETURNS void
-LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     INSERT INTO billing.usage_quotas AS u (tenant_id, metric, period_start, period_end, quota, cap, grace)
     SELECT q.tenant, q.metric_name, lower(q.period), upper(q.period), q.quota, q.cap, q.grace
       FROM billing.metrics m, billing._quota_in_force($1, m.name, billing.now()) q

@@ -38,6 +38,7 @@ is 'events are there, and as many as were recorded' \
 is 'row-level security is enabled and forced where it was' \
     "$(sql "SELECT count(*) FROM pg_class WHERE relnamespace = 'billing'::regnamespace AND relforcerowsecurity")" \
     "$(PGDATABASE=postgres sql "SELECT count(*) FROM pg_class WHERE relnamespace = 'billing'::regnamespace AND relforcerowsecurity")"
+like 'and usage is written by functions only' "$(sql 'DELETE FROM billing.usage_events' 2>&1)" "billing's functions only"
 is 'a tenant sees its own rows only' \
     "$(PGUSER=acme sql "SELECT DISTINCT tenant_id FROM billing.usage_events")" acme
 is 'sequences go on where they were' \
