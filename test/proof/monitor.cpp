@@ -17,7 +17,7 @@ constexpr const char *kLook =
     "          FROM unnest($1::text[]) tenant, unnest('{api_calls,storage_gb}'::text[]) metric OFFSET 0) u,"
     "       LATERAL billing.check_quota(u.tenant, u.metric, 0) q";
 
-constexpr const char *kQuota = "SELECT quota FROM billing.check_quota($1, $2)";
+constexpr const char *kQuota = "SELECT quota FROM billing.check_quota($1, $2, 0)";
 
 }  // namespace
 

@@ -7,7 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../lib/e2e.sh"
 proof() {
     local clients=$1
     shift
-    cluster_start proof pg_billing.rollup_interval=1 "pg_billing.max_counters=$((clients * 8))" \
+    cluster_start proof pg_billing.rollup_interval=1 "pg_billing.max_counters=$((clients * 12))" \
         fsync=on commit_delay=1000 commit_siblings=1
     sql 'CREATE EXTENSION pg_billing; SELECT billing.install()' >/dev/null
     as_server_user "$BUILD/cmake/pg_billing_proof" --database "host=$PGHOST dbname=$PGDATABASE user=$PGUSER" \

@@ -31,6 +31,16 @@ const std::string kSchema = R"(
     END $$;
 )";
 
+// What the period would allow is denied by the hour or the day, with the number of that counter.
+constexpr const char *kWindowCounters =
+    "SELECT w.tenant_id, w.per, d.used, u.used"
+    "  FROM billing.window_limits w, LATERAL billing.check_quota(w.tenant_id, w.metric, 0) q,"
+    "       LATERAL billing.check_quota(w.tenant_id, w.metric, q.remaining) d,"
+    "       LATERAL (SELECT coalesce(sum(e.quantity), 0) AS used FROM billing.usage_events e"
+    "                 WHERE e.tenant_id = w.tenant_id AND e.metric = w.metric"
+    "                   AND e.occurred_at >= date_trunc(w.per, billing.now(), 'UTC')) u"
+    " WHERE d.status = 'denied' AND d.used <> u.used";
+
 constexpr const char *kPinned = "SELECT pinned FROM billing.stat_counters WHERE pinned > 0";
 
 constexpr const char *kTenant =
@@ -39,10 +49,14 @@ constexpr const char *kTenant =
     "NULL),"
     "       billing.set_quota($1, 'storage_gb', $3::numeric, 'hard')";
 
+// As if of two days ago: the first limit of its kind ever is in force from the next hour or day on.
+constexpr const char *kWindow = "SELECT billing.set_quota($1, 'api_calls', $2::numeric, per => $3)";
+constexpr const char *kTwoDaysAgo = "SET LOCAL pg_billing.time_shift = '-2 d'";
+
 constexpr const char *kCounters =
     "SELECT c.tenant_id, m, q.used, u.used"
     "  FROM billing.billing_customers c, unnest('{api_calls,llm_tokens,storage_gb}'::text[]) m,"
-    "       LATERAL billing.check_quota(c.tenant_id, m) q,"
+    "       LATERAL billing.check_quota(c.tenant_id, m, 0) q,"
     "       LATERAL (SELECT billing.get_current_usage(c.tenant_id, m) AS used) u"
     " WHERE c.tenant_id LIKE 'tenant-%' AND q.used IS DISTINCT FROM u.used";
 
@@ -61,9 +75,15 @@ constexpr const char *kFates =
 
 constexpr const char *kOvershoot =
     "SELECT e.tenant_id, e.metric, sum(e.quantity), q.quota"
-    "  FROM billing.usage_events e, LATERAL billing.check_quota(e.tenant_id, e.metric) q"
+    "  FROM billing.usage_events e, LATERAL billing.check_quota(e.tenant_id, e.metric, 0) q"
     " WHERE q.cap = 'hard'"
     " GROUP BY e.tenant_id, e.metric, e.period_start, q.quota HAVING sum(e.quantity) > q.quota";
+
+constexpr const char *kWindowOvershoot =
+    "SELECT w.tenant_id, w.per, sum(e.quantity), w.quota"
+    "  FROM billing.window_limits w JOIN billing.usage_events e USING (tenant_id, metric)"
+    " GROUP BY w.tenant_id, w.per, w.quota, date_trunc(w.per, e.occurred_at, 'UTC') HAVING sum(e.quantity) > "
+    "w.quota";
 
 // Per hour, after the rollup: events against aggregates.
 constexpr const char *kAggregates =
@@ -120,11 +140,17 @@ void set_up(Run &run, Connection &db) {
     db.command(kSchema);
     for (unsigned i = 1; i <= run.settings.tenants; i++)
         db.query(kTenant, {tenant_name(i), std::to_string(kFirstCap), std::to_string(kGaugeCap)});
+    db.command(kTwoDaysAgo);
+    for (unsigned i = kHotTenants + 1; i <= run.settings.tenants; i++)
+        if (i % 4 < 2)
+            db.query(kWindow,
+                     {tenant_name(i), std::to_string(i % 4 ? kDayCap : kHourCap), i % 4 ? "day" : "hour"});
     db.command("COMMIT");
 }
 
 void compare_counters(Run &run, Connection &db) {
     expect_none(run, db, run.totals.drift, "counter, committed:", kCounters);
+    expect_none(run, db, run.totals.drift, "counter, committed, within", kWindowCounters);
     expect_none(run, db, run.totals.drift, "counters pinned by nobody:", kPinned);
 }
 
@@ -134,6 +160,7 @@ void verify(Run &run, Connection &db, const std::vector<Event> &ledger) {
     db.query("SELECT billing.run_rollup()");
     compare_counters(run, db);
     expect_none(run, db, totals.overshoot, "used, quota:", kOvershoot);
+    expect_none(run, db, totals.overshoot, "used, quota, within", kWindowOvershoot);
     expect_none(run, db, totals.drift, "events, aggregated:", kAggregates);
     expect_none(run, db, totals.drift, "events, beside the quota:", kQuotas);
 

@@ -12,6 +12,7 @@ inline constexpr const char *kOpen = "llm_tokens";   // a counter without limit
 inline constexpr const char *kGauge = "storage_gb";  // goes up and down below a hard cap
 
 inline constexpr int kFirstCap = 30, kGaugeCap = 20;
+inline constexpr int kHourCap = 25, kDayCap = 40;  // of every fourth tenant each, inside the billing period
 
 // The first few are hot.
 inline constexpr unsigned kHotTenants = 3;
