@@ -22,21 +22,26 @@ constexpr const char *kQuota = "SELECT quota FROM billing.check_quota($1, $2, 0)
 }  // namespace
 
 void Monitor::work() {
-    db_.reconnect();
+    connect();
     while (run_.pause(20ms) && run_.enter()) {
-        db_.persistently([&] {
-            try {
-                look();
-            } catch (const SqlError &e) {
-                // No room for another counter; or a rollup wrote beside the same quotas in another order.
-                if (e.state != "UB051" && e.state != "40P01")
-                    run_.wrong(run_.totals.other, e.what());
-                run_.totals.refused++;
-                db_.command("ROLLBACK");
-            }
-        });
+        try {
+            look();
+        } catch (const Broken &) {
+            connect();
+        } catch (const SqlError &e) {
+            // No room for another counter; or a rollup wrote beside the same quotas in another order.
+            if (e.state != "UB051" && e.state != "40P01")
+                run_.wrong(run_.totals.other, e.what());
+            run_.totals.refused++;
+            connect();
+        }
         run_.leave();
     }
+}
+
+void Monitor::connect() {
+    db_.reconnect();
+    witness_.reconnect();
 }
 
 // Looks at the hot tenants and, in turn, at some of the others.
@@ -61,15 +66,23 @@ void Monitor::look() {
 }
 
 void Monitor::raise(const std::string &tenant, int quota) {
+    const int raised = quota + 5 + static_cast<int>(random_() % 40);
     const bool keep = random_() % 2;
+    expect(witness_, tenant, quota, "before it is raised");
     db_.command("BEGIN");
-    db_.query("SELECT billing.set_quota($1, $2, $3, 'hard')",
-              {tenant, kCapped, std::to_string(quota + 5 + static_cast<int>(random_() % 40))});
-    if (std::stoi(db_.query(kQuota, {tenant, kCapped})[0][0]) <= quota)
-        run_.wrong(run_.totals.other, "a raised quota is not in force in its own transaction");
+    db_.query("SELECT billing.set_quota($1, $2, $3, 'hard')", {tenant, kCapped, std::to_string(raised)});
+    expect(db_, tenant, raised, "where it is raised");
+    expect(witness_, tenant, quota, "while its raise is not committed");
     db_.command(keep ? "COMMIT" : "ROLLBACK");
-    if (!keep && std::stoi(db_.query(kQuota, {tenant, kCapped})[0][0]) != quota)
-        run_.wrong(run_.totals.other, "a quota that was rolled back is in force");
+    for (Connection *db : {&db_, &witness_})
+        expect(*db, tenant, keep ? raised : quota,
+               keep ? "after it was raised" : "after its raise was rolled back");
+}
+
+void Monitor::expect(Connection &db, const std::string &tenant, int quota, const char *when) {
+    if (const std::string found = db.query(kQuota, {tenant, kCapped})[0][0]; found != std::to_string(quota))
+        run_.wrong(run_.totals.other, "the quota of " + tenant + " is " + found + ", not " +
+                                          std::to_string(quota) + ", " + when);
 }
 
 }  // namespace pg_billing::proof
