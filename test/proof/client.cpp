@@ -11,6 +11,7 @@ constexpr const char *kNoCounter = "UB051", *kDenied = "UB001", *kSerialization 
 constexpr const char *kRecord = "SELECT status FROM billing.record_usage($1, $2, $3, $4)";
 constexpr const char *kTryConsume = "SELECT status FROM billing.try_consume($1, $2, $3, $4)";
 constexpr const char *kConsume = "SELECT status FROM billing.consume($1, $2, $3, $4)";
+constexpr const char *kQuota = "SELECT quota FROM billing.check_quota($1, $2, 0)";
 constexpr const char *kCheck = "SELECT status FROM billing.check_quota($1, $2, $3)";
 
 std::vector<std::string> arguments(const Event &event) {
@@ -143,7 +144,7 @@ void Client::resend() {
 void Client::block() {
     const unsigned dice = below(10);
     in_block_ = true;
-    db_.command(dice < 7   ? "BEGIN"
+    db_.command(dice < 5   ? "BEGIN"
                 : dice < 9 ? "BEGIN ISOLATION LEVEL REPEATABLE READ"
                            : "BEGIN ISOLATION LEVEL SERIALIZABLE");
     steps(0);
@@ -201,9 +202,13 @@ void Client::guarded(Event event) {
 
 // Calls.
 
+unsigned Client::any_tenant() {
+    return 1 + below(chance(60) ? kHotTenants : run_.settings.tenants);
+}
+
 Event Client::new_event() {
-    const unsigned tenant = chance(60) ? 1 + below(kHotTenants) : 1 + below(run_.settings.tenants);
-    Event event{std::to_string(++keys_), tenant_name(tenant), kCapped, static_cast<int>(4 * (1 + below(4)))};
+    Event event{std::to_string(++keys_), tenant_name(any_tenant()), kCapped,
+                static_cast<int>(4 * (1 + below(4)))};
     const unsigned dice = below(10);
     if (dice < 3) {
         event.metric = kOpen;
@@ -288,10 +293,14 @@ void Client::repeat_known() {
 }
 
 void Client::check() {
-    const Event event{"", tenant_name(1 + below(run_.settings.tenants)), chance(50) ? kCapped : kGauge, 4};
-    const std::string status = db_.query(kCheck, {event.tenant, event.metric, "1"})[0][0];
-    if (status != "allowed" && status != "denied")
-        run_.wrong(run_.totals.other, "check_quota answers " + status);
+    const unsigned tenant = any_tenant();
+    const int lowest = run_.quotas[tenant].lowest;
+    const int quota = std::stoi(db_.query(kQuota, {tenant_name(tenant), kCapped})[0][0]);
+    const int highest = run_.quotas[tenant].highest;
+    if (quota < lowest || quota > highest)
+        run_.wrong(run_.totals.other, "the quota of " + tenant_name(tenant) + " is " + std::to_string(quota) +
+                                          ", not between " + std::to_string(lowest) + " and " +
+                                          std::to_string(highest));
 }
 
 // Fates.

@@ -38,6 +38,7 @@ class Client {
     void savepoint(int depth);
     void guarded(Event event);
 
+    unsigned any_tenant();
     Event new_event();
     std::string send(const Event &event);
     std::string consume_in_block(const Event &event);

@@ -8,15 +8,19 @@ void Connection::reconnect() {
     const char *const keywords[] = {"dbname", "application_name", nullptr};
     const char *const values[] = {run_.settings.database.c_str(), name_.c_str(), nullptr};
     const auto deadline = std::chrono::steady_clock::now() + Run::kPatience;
+    connection_.reset();
     for (;; poll(nullptr, 0, 20)) {
-        connection_.reset(PQconnectdbParams(keywords, values, 1));
-        PQsetNoticeProcessor(
-            connection_.get(), [](void *, const char *) {}, nullptr);
+        if (!connection_ || PQstatus(connection_.get()) != CONNECTION_OK) {
+            connection_.reset(PQconnectdbParams(keywords, values, 1));
+            PQsetNoticeProcessor(
+                connection_.get(), [](void *, const char *) {}, nullptr);
+        }
         if (PQstatus(connection_.get()) == CONNECTION_OK)
             try {
-                if (query("SELECT count(*) FROM pg_stat_activity"
-                          " WHERE application_name = $1 AND pid <> pg_backend_pid()",
-                          {name_})[0][0] == "0")
+                if (query("SELECT FROM pg_stat_activity WHERE application_name = $1 AND pid <> "
+                          "pg_backend_pid()",
+                          {name_})
+                        .empty())
                     return;
             } catch (const Broken &) {
             }

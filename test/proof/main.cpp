@@ -24,7 +24,6 @@ class Proof {
 
   private:
     void rounds();
-    void await_rollup();
     template <class Work>
     std::jthread thread(Work work);
 
@@ -51,15 +50,6 @@ std::jthread Proof::thread(Work work) {
     });
 }
 
-// Waits until the worker has rolled up since the server's last start.
-void Proof::await_rollup() {
-    const auto deadline = std::chrono::steady_clock::now() + Run::kPatience;
-    while (
-        db_.persistently([&] { return db_.query("SELECT FROM billing.stat_rollup WHERE runs > 0"); }).empty())
-        if (!run_.pause(std::chrono::milliseconds(100)) || std::chrono::steady_clock::now() > deadline)
-            throw Stuck("the worker does not roll up");
-}
-
 // Between two kills: fire for a while, rest, compare, fire.
 void Proof::rounds() {
     const auto slice = std::chrono::milliseconds(1000 * run_.settings.seconds / (run_.settings.kills + 1));
@@ -68,7 +58,6 @@ void Proof::rounds() {
         if (!run_.pause(slice))
             return;
         run_.await_transactions(many);
-        await_rollup();
         run_.close_gate();
         db_.persistently([&] { compare_counters(run_, db_); });
         run_.open_gate();

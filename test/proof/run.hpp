@@ -12,6 +12,7 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace pg_billing::proof {
 
@@ -34,6 +35,12 @@ struct Totals {
     std::atomic<long> overshoot, lost, twice, ghosts, drift, other;
 };
 
+// Between which bounds a quota that is only ever raised must be found: the last one whose commit was answered, and the
+// last one whose commit was asked for.
+struct Quota {
+    std::atomic<int> lowest, highest;
+};
+
 // The proof cannot go on.
 class Stuck : public std::runtime_error {
     using runtime_error::runtime_error;
@@ -41,10 +48,11 @@ class Stuck : public std::runtime_error {
 
 class Run {
   public:
-    explicit Run(const Settings &settings) : settings(settings) {}
+    explicit Run(const Settings &settings) : settings(settings), quotas(settings.tenants + 1) {}
 
     const Settings settings;
     Totals totals{};
+    std::vector<Quota> quotas;  // of the capped metric, by the number of the tenant
     std::atomic<long> shared_events = 0;
 
     // Counts something that must not be, and tells of the first few.

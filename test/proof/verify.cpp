@@ -138,8 +138,10 @@ std::string merged(Run &run, const std::vector<Event> &ledger) {
 void set_up(Run &run, Connection &db) {
     db.command("BEGIN");
     db.command(kSchema);
-    for (unsigned i = 1; i <= run.settings.tenants; i++)
+    for (unsigned i = 1; i <= run.settings.tenants; i++) {
         db.query(kTenant, {tenant_name(i), std::to_string(kFirstCap), std::to_string(kGaugeCap)});
+        run.quotas[i].lowest = run.quotas[i].highest = kFirstCap;
+    }
     db.command(kTwoDaysAgo);
     for (unsigned i = kHotTenants + 1; i <= run.settings.tenants; i++)
         if (i % 4 < 2)
