@@ -74,10 +74,11 @@ constexpr const char *kFates =
     "       LATERAL (SELECT f.metric = e.metric AND f.quantity = e.quantity AS same) s";
 
 constexpr const char *kOvershoot =
-    "SELECT e.tenant_id, e.metric, sum(e.quantity), q.quota"
-    "  FROM billing.usage_events e, LATERAL billing.check_quota(e.tenant_id, e.metric, 0) q"
-    " WHERE q.cap = 'hard'"
-    " GROUP BY e.tenant_id, e.metric, e.period_start, q.quota HAVING sum(e.quantity) > q.quota";
+    "SELECT e.tenant_id, e.metric, e.used, q.quota"
+    "  FROM (SELECT tenant_id, metric, sum(quantity) AS used"
+    "          FROM billing.usage_events GROUP BY tenant_id, metric, period_start) e,"
+    "       LATERAL billing.check_quota(e.tenant_id, e.metric, 0) q"
+    " WHERE q.cap = 'hard' AND e.used > q.quota";
 
 constexpr const char *kWindowOvershoot =
     "SELECT w.tenant_id, w.per, sum(e.quantity), w.quota"
