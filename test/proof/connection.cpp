@@ -5,8 +5,9 @@
 namespace pg_billing::proof {
 
 void Connection::reconnect() {
-    const char *const keywords[] = {"dbname", "application_name", nullptr};
-    const char *const values[] = {run_.settings.database.c_str(), name_.c_str(), nullptr};
+    const char *const keywords[] = {"dbname", "application_name", "options", nullptr};
+    const char *const values[] = {run_.settings.database.c_str(), name_.c_str(),
+                                  "-c client_min_messages=error", nullptr};
     const auto deadline = std::chrono::steady_clock::now() + Run::kPatience;
     connection_.reset();
     for (;; poll(nullptr, 0, 20)) {
