@@ -16,9 +16,10 @@ namespace {
 
 constexpr size_t kMaxKeyBytes = 255;  // as long as Stripe's own idempotency keys
 
-std::string_view text_argument(FunctionCallInfo fcinfo, int n) {
-    const text *value = pg_call([&] { return PG_GETARG_TEXT_PP(n); });
-    return {VARDATA_ANY(value), VARSIZE_ANY_EXHDR(value)};
+void set_text(Datum argument, Datum *value, std::string_view *view) {
+    const text *detoasted = pg_call([&] { return DatumGetTextPP(argument); });
+    *value = PointerGetDatum(detoasted);
+    *view = text_view(*value);
 }
 
 Failure unknown_metric(const Call &call) {
@@ -47,60 +48,68 @@ std::string shown(TimestampTz value) {
     return pg_call([&] { return timestamptz_to_str(value); });
 }
 
-Call read_call(FunctionCallInfo fcinfo) {
-    Call call{};
-    if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
-        throw Failure(PG_ARGISNULL(0) ? sqlstate::kUnknownTenant : sqlstate::kUnknownMetric,
-                      PG_ARGISNULL(0) ? "tenant is null" : "metric is null",
-                      "Name the tenant and the metric.");
-    call.tenant = PG_GETARG_DATUM(0);
-    call.metric = PG_GETARG_DATUM(1);
-    call.tenant_text = text_argument(fcinfo, 0);
-    call.metric_text = text_argument(fcinfo, 1);
+void check_names(const Call &call) {
+    if (!call.tenant || !call.metric)
+        throw Failure(call.tenant ? sqlstate::kUnknownMetric : sqlstate::kUnknownTenant,
+                      call.tenant ? "metric is null" : "tenant is null", "Name the tenant and the metric.");
     if (call.tenant_text.empty() || call.tenant_text.size() > kMaxTenantBytes)
         throw Failure(sqlstate::kInvalidTenantId,
                       "tenant id \"" + shown(call.tenant_text) + "\" is empty or longer than 128 bytes",
                       "Use the identifier the tenant was created with.");
     if (call.metric_text.size() >= kMaxMetricBytes)
         throw unknown_metric(call);
-    if (PG_ARGISNULL(2))
-        throw Failure(sqlstate::kInvalidQuantity, "quantity is null", "Leave it out for 1.");
-    call.quantity = pg_call([&] { return PG_GETARG_NUMERIC(2); });
+}
+
+void check_event(const Call &call) {
+    if (call.key && (call.key_text.empty() || call.key_text.size() > kMaxKeyBytes))
+        throw Failure(sqlstate::kInvalidIdempotencyKey,
+                      "idempotency key \"" + shown(call.key_text) + "\" is empty or longer than 255 bytes",
+                      "Use an identifier of the event, such as a UUID or a request id.");
+    if (TIMESTAMP_NOT_FINITE(call.occurred_at) ||
+        call.occurred_at < call.now - settings::late_limit * USECS_PER_SEC ||
+        call.occurred_at > call.now + settings::future_limit * USECS_PER_SEC)
+        throw Failure(sqlstate::kOutsideWindow,
+                      "occurred_at " + shown(call.occurred_at) + " is outside the accepted window",
+                      "pg_billing.late_limit and pg_billing.future_limit say how late and how early an "
+                      "event may be.");
+    // Not compressed and not out of line: it was built or detoasted by whoever filled in the call.
+    if (call.properties && !JB_ROOT_IS_OBJECT(reinterpret_cast<Jsonb *>(DatumGetPointer(call.properties))))
+        throw Failure(sqlstate::kInvalidProperties, "properties are not a JSON object",
+                      "Give an object such as {\"model\": \"large\"}.");
+}
+
+Call begin_call() {
+    Call call{};
     call.now = call.occurred_at = business_now();
     call.relation = pg_call([] { return ledger::events_relation(); });
     if (!OidIsValid(call.relation))
         throw Failure(sqlstate::kNotInstalled, "pg_billing has no tables in this database",
                       "Run SELECT billing.install() as a superuser.");
+    return call;
+}
+
+Call read_call(FunctionCallInfo fcinfo) {
+    Call call = begin_call();
+    if (!PG_ARGISNULL(0))
+        set_text(PG_GETARG_DATUM(0), &call.tenant, &call.tenant_text);
+    if (!PG_ARGISNULL(1))
+        set_text(PG_GETARG_DATUM(1), &call.metric, &call.metric_text);
+    check_names(call);
+    if (PG_ARGISNULL(2))
+        throw Failure(sqlstate::kInvalidQuantity, "quantity is null", "Leave it out for 1.");
+    call.quantity = pg_call([&] { return PG_GETARG_NUMERIC(2); });
     check_caller(call.tenant_text);
     return call;
 }
 
 void read_event(FunctionCallInfo fcinfo, int first, Call &call) {
-    if (!PG_ARGISNULL(first)) {
-        const std::string_view key = text_argument(fcinfo, first);
-        if (key.empty() || key.size() > kMaxKeyBytes)
-            throw Failure(sqlstate::kInvalidIdempotencyKey,
-                          "idempotency key \"" + shown(key) + "\" is empty or longer than 255 bytes",
-                          "Use an identifier of the event, such as a UUID or a request id.");
-        call.key = PG_GETARG_DATUM(first);
-    }
-    if (!PG_ARGISNULL(first + 1)) {
+    if (!PG_ARGISNULL(first))
+        set_text(PG_GETARG_DATUM(first), &call.key, &call.key_text);
+    if (!PG_ARGISNULL(first + 1))
         call.occurred_at = PG_GETARG_TIMESTAMPTZ(first + 1);
-        if (TIMESTAMP_NOT_FINITE(call.occurred_at) ||
-            call.occurred_at < call.now - settings::late_limit * USECS_PER_SEC ||
-            call.occurred_at > call.now + settings::future_limit * USECS_PER_SEC)
-            throw Failure(sqlstate::kOutsideWindow,
-                          "occurred_at " + shown(call.occurred_at) + " is outside the accepted window",
-                          "pg_billing.late_limit and pg_billing.future_limit say how late and how early an "
-                          "event may be.");
-    }
-    if (!PG_ARGISNULL(first + 2)) {
-        const Jsonb *properties = pg_call([&] { return PG_GETARG_JSONB_P(first + 2); });
-        if (!JB_ROOT_IS_OBJECT(properties))
-            throw Failure(sqlstate::kInvalidProperties, "properties are not a JSON object",
-                          "Give an object such as {\"model\": \"large\"}.");
-        call.properties = JsonbPGetDatum(properties);
-    }
+    if (!PG_ARGISNULL(first + 2))
+        call.properties = JsonbPGetDatum(pg_call([&] { return PG_GETARG_JSONB_P(first + 2); }));
+    check_event(call);
 }
 
 void check_caller(std::string_view tenant) {

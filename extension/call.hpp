@@ -13,12 +13,12 @@ extern "C" {
 
 namespace pg_billing {
 
+// Values are detoasted; 0 stands for null.
 struct Call {
     Oid relation;  // billing.usage_events
-    Datum tenant, metric;
-    std::string_view tenant_text, metric_text;
+    Datum tenant, metric, key, properties;
+    std::string_view tenant_text, metric_text, key_text;
     Numeric quantity;
-    Datum key = 0, properties = 0;
     TimestampTz now, occurred_at;
 };
 
@@ -26,6 +26,13 @@ struct Call {
 std::string shown(std::string_view value);
 std::string shown(Numeric value);
 std::string shown(TimestampTz value);
+
+// Returns a call of now that asks for nothing yet; raises if install() was not run.
+Call begin_call();
+
+// Raise unless tenant and metric, or the rest of what a caller says of an event, are well-formed.
+void check_names(const Call &call);
+void check_event(const Call &call);
 
 // Reads and checks the arguments that all verbs have: tenant, metric and quantity; and that the caller may make it.
 Call read_call(FunctionCallInfo fcinfo);

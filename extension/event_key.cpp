@@ -3,24 +3,27 @@
 #include "extension/guard.hpp"
 
 extern "C" {
-#include "common/cryptohash.h"
 #include "common/sha2.h"
 }
 
 namespace pg_billing {
 
-pg_uuid_t event_key(std::string_view idempotency_key) {
+EventKeys::EventKeys() : context_(pg_cryptohash_create(PG_SHA256)) {}
+
+pg_uuid_t EventKeys::stored(std::string_view idempotency_key) {
     uint8 digest[PG_SHA256_DIGEST_LENGTH];
-    pg_cryptohash_ctx *context = pg_cryptohash_create(PG_SHA256);
-    if (pg_cryptohash_init(context) < 0 ||
-        pg_cryptohash_update(context, reinterpret_cast<const uint8 *>(idempotency_key.data()),
+    if (pg_cryptohash_init(context_) < 0 ||
+        pg_cryptohash_update(context_, reinterpret_cast<const uint8 *>(idempotency_key.data()),
                              idempotency_key.size()) < 0 ||
-        pg_cryptohash_final(context, digest, sizeof(digest)) < 0)
-        elog(ERROR, "could not compute SHA-256: %s", pg_cryptohash_error(context));
-    pg_cryptohash_free(context);
+        pg_cryptohash_final(context_, digest, sizeof(digest)) < 0)
+        elog(ERROR, "could not compute SHA-256: %s", pg_cryptohash_error(context_));
     pg_uuid_t key;
     memcpy(key.data, digest, sizeof(key.data));
     return key;
+}
+
+void EventKeys::finish() {
+    pg_cryptohash_free(context_);
 }
 
 }  // namespace pg_billing

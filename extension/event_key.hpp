@@ -7,12 +7,29 @@
 #include "extension/pg.hpp"
 
 extern "C" {
+#include "common/cryptohash.h"
 #include "utils/uuid.h"
 }
 
 namespace pg_billing {
 
-// Plain calls into PostgreSQL: to be used inside pg_call().
-pg_uuid_t event_key(std::string_view idempotency_key);
+// Makes stored keys; one that makes many is cheaper than many. Plain calls into PostgreSQL: to be used inside pg_call(),
+// and destroyed by finish(), or else with the (sub)transaction.
+class EventKeys {
+  public:
+    EventKeys();
+    pg_uuid_t stored(std::string_view idempotency_key);
+    void finish();
+
+  private:
+    pg_cryptohash_ctx *context_;
+};
+
+inline pg_uuid_t event_key(std::string_view idempotency_key) {
+    EventKeys keys;
+    const pg_uuid_t stored = keys.stored(idempotency_key);
+    keys.finish();
+    return stored;
+}
 
 }  // namespace pg_billing

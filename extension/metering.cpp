@@ -91,12 +91,23 @@ Fit reserve(const Call &call, Terms &terms, int64 units, bool enforced) {
         }
         if (result == Reserve::over_limit)
             return {false, i, used};
-        throw Failure(sqlstate::kQuantityOutOfRange,
-                      "quantity " + shown(call.quantity) + " is more than the counter of metric \"" +
-                          shown(call.metric_text) + "\" can hold",
-                      "Give the metric a smaller scale in billing.metrics.");
+        raise_overflow(call);
     }
     return {true, 0, used_in_period};
+}
+
+int64 hold_counters(const Call &call, Terms &terms) {
+    int64 largest = PG_INT64_MIN;
+    for (int i = 0; i < terms.limit_count; i++)
+        largest = Max(largest, counter_used(hold(call, terms, terms.limits[i])));
+    return largest;
+}
+
+void raise_overflow(const Call &call) {
+    throw Failure(sqlstate::kQuantityOutOfRange,
+                  "quantity " + shown(call.quantity) + " is more than the counter of metric \"" +
+                      shown(call.metric_text) + "\" can hold",
+                  "Give the metric a smaller scale in billing.metrics.");
 }
 
 void take_back(Terms &terms, int64 units) {

@@ -23,6 +23,12 @@ Fit fit(const Call &call, Terms &terms, int64 units);
 // counter cannot hold it. A negative amount takes effect at commit.
 Fit reserve(const Call &call, Terms &terms, int64 units, bool enforced);
 
+// Holds all counters for this (sub)transaction, so that a reserve() to come finds them; returns the largest of their
+// numbers. Raises if there is no room for one.
+int64 hold_counters(const Call &call, Terms &terms);
+
+[[noreturn]] void raise_overflow(const Call &call);
+
 // Takes back what reserve() has just reserved.
 void take_back(Terms &terms, int64 units);
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 
 extern "C" {
 #include "postgres.h"
@@ -30,6 +31,12 @@ extern "C" {
     Datum name([[maybe_unused]] PG_FUNCTION_ARGS)
 
 namespace pg_billing {
+
+// Returns what a text that is not compressed and not out of line says, where it is.
+inline std::string_view text_view(Datum detoasted) {
+    const void *text = DatumGetPointer(detoasted);
+    return {VARDATA_ANY(text), static_cast<size_t>(VARSIZE_ANY_EXHDR(text))};
+}
 
 // Tells whether the current user owns the database or is a superuser.
 inline bool owns_database(Oid database) {

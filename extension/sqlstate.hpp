@@ -14,6 +14,7 @@ inline constexpr int kOutsideWindow = MAKE_SQLSTATE('U', 'B', '0', '2', '2');
 inline constexpr int kInvalidIdempotencyKey = MAKE_SQLSTATE('U', 'B', '0', '2', '3');
 inline constexpr int kInvalidTenantId = MAKE_SQLSTATE('U', 'B', '0', '2', '4');
 inline constexpr int kInvalidProperties = MAKE_SQLSTATE('U', 'B', '0', '2', '5');
+inline constexpr int kMalformedEvent = MAKE_SQLSTATE('U', 'B', '0', '2', '6');
 inline constexpr int kNotConsumable = MAKE_SQLSTATE('U', 'B', '0', '2', '7');
 inline constexpr int kNotPermitted = MAKE_SQLSTATE('U', 'B', '0', '4', '0');
 inline constexpr int kNotInstalled = MAKE_SQLSTATE('U', 'B', '0', '5', '0');

@@ -99,51 +99,16 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pg_billing_check_quot
 COMMENT ON FUNCTION billing.check_quota(text, text, numeric) IS
     'decides whether try_consume would be allowed now, without any effect. Raises UB010, UB011, UB020, UB021, UB040, UB050, UB051';
 
--- Records each event in a subtransaction of its own, so that a bad one costs only itself. In the order of the keys:
--- two batches with the same keys then never wait for each other in a circle.
-CREATE FUNCTION billing._record_each(events jsonb)
-RETURNS TABLE (ordinal int, idempotency_key text, status text, reason text)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    event jsonb;
-    decision billing.decision;
-    unknown text;
-BEGIN
-    IF jsonb_typeof(events) IS DISTINCT FROM 'array' THEN
-        RAISE EXCEPTION 'events are not a JSON array'
-            USING ERRCODE = 'UB026', HINT = 'Give an array of objects, one per event.';
-    END IF;
-    FOR event, ordinal IN
-        SELECT e.value, e.ordinality FROM jsonb_array_elements(events) WITH ORDINALITY e
-         ORDER BY e.value ->> 'tenant_id', e.value ->> 'idempotency_key', e.ordinality
-    LOOP
-        idempotency_key := event ->> 'idempotency_key';
-        BEGIN
-            IF jsonb_typeof(event) <> 'object' THEN
-                RAISE EXCEPTION 'event is not a JSON object' USING ERRCODE = 'UB026';
-            END IF;
-            SELECT k INTO unknown FROM jsonb_object_keys(event) k
-             WHERE k NOT IN ('tenant_id', 'metric', 'quantity', 'idempotency_key', 'occurred_at', 'properties') LIMIT 1;
-            IF unknown IS NOT NULL THEN
-                RAISE EXCEPTION 'unknown field "%"', left(unknown, 64) USING ERRCODE = 'UB026';
-            END IF;
-            decision := billing.record_usage(event ->> 'tenant_id', event ->> 'metric',
-                coalesce(event ->> 'quantity', '1')::numeric, idempotency_key, (event ->> 'occurred_at')::timestamptz,
-                nullif(event -> 'properties', 'null'));
-            status := decision.status;
-            reason := decision.reason;
-        EXCEPTION WHEN SQLSTATE 'UB000' OR data_exception THEN     -- the classes UB and 22
-            status := 'rejected';
-            reason := SQLSTATE || ': ' || SQLERRM;
-        END;
-        RETURN NEXT;
-    END LOOP;
-END $$;
-
 CREATE FUNCTION billing.record_usage_batch(events jsonb)
 RETURNS TABLE (ordinal int, idempotency_key text, status text, reason text)
-LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT * FROM billing._record_each($1) ORDER BY ordinal
-$$;
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pg_billing_record_usage_batch_jsonb';
 COMMENT ON FUNCTION billing.record_usage_batch(jsonb) IS
-    'records an array of events {tenant_id, metric, quantity, idempotency_key, occurred_at, properties}, each with its own result: recorded, duplicate, or rejected with SQLSTATE and message as reason. Raises UB026 if it is no array';
+    'records an array of events {tenant_id, metric, quantity, idempotency_key, occurred_at, properties}, each with its own result: recorded, duplicate, or rejected with SQLSTATE and message as reason. Raises UB026 if it is no array, UB050';
+
+CREATE FUNCTION billing.record_usage_batch(tenant_ids text[], metrics text[], quantities numeric[] DEFAULT NULL,
+                                           idempotency_keys text[] DEFAULT NULL, occurred_ats timestamptz[] DEFAULT NULL,
+                                           properties jsonb[] DEFAULT NULL)
+RETURNS TABLE (ordinal int, idempotency_key text, status text, reason text)
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pg_billing_record_usage_batch_arrays';
+COMMENT ON FUNCTION billing.record_usage_batch(text[], text[], numeric[], text[], timestamptz[], jsonb[]) IS
+    'records one event for each element, as the form with jsonb does; an array that is null, as an element that is, stands for the default. Raises UB026 if the arrays differ in length, UB050';
