@@ -16,6 +16,7 @@ inline constexpr int kInvalidTenantId = MAKE_SQLSTATE('U', 'B', '0', '2', '4');
 inline constexpr int kInvalidProperties = MAKE_SQLSTATE('U', 'B', '0', '2', '5');
 inline constexpr int kMalformedEvent = MAKE_SQLSTATE('U', 'B', '0', '2', '6');
 inline constexpr int kNotConsumable = MAKE_SQLSTATE('U', 'B', '0', '2', '7');
+inline constexpr int kInvalidArgument = MAKE_SQLSTATE('U', 'B', '0', '3', '2');
 inline constexpr int kNotPermitted = MAKE_SQLSTATE('U', 'B', '0', '4', '0');
 inline constexpr int kNotInstalled = MAKE_SQLSTATE('U', 'B', '0', '5', '0');
 inline constexpr int kNoCounter = MAKE_SQLSTATE('U', 'B', '0', '5', '1');

@@ -99,6 +99,11 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pg_billing_check_quot
 COMMENT ON FUNCTION billing.check_quota(text, text, numeric) IS
     'decides whether try_consume would be allowed now, without any effect. Raises UB010, UB011, UB020, UB021, UB040, UB050, UB051';
 
+CREATE FUNCTION billing.enforce_quota() RETURNS trigger
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pg_billing_enforce_quota';
+COMMENT ON FUNCTION billing.enforce_quota() IS
+    'trigger function (''metric'', ''tenant column'' [, ''quantity column'']): counts the rows of a table, or the sum of a column, against each tenant''s quota. Raises UB001, and as record_usage does; UB027, UB032';
+
 CREATE FUNCTION billing.record_usage_batch(events jsonb)
 RETURNS TABLE (ordinal int, idempotency_key text, status text, reason text)
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pg_billing_record_usage_batch_jsonb';

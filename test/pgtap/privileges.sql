@@ -39,7 +39,7 @@ SELECT set_eq($$SELECT proname::text FROM callable WHERE role = 'billing_tenant'
     'check_quota', 'explain_decision', 'get_subscription', 'get_current_usage', 'get_usage_summary', 'is_over_quota', 'get_usage_percentage'],
     'billing_tenant calls what looks at its own');
 SELECT set_eq($$SELECT proname::text FROM callable WHERE role = 'billing_app' EXCEPT SELECT proname FROM callable WHERE role = 'billing_tenant'$$,
-    ARRAY['record_usage', 'try_consume', 'consume', 'record_usage_batch', 'create_customer', 'create_subscription', 'begin_request', 'receive_webhook'],
+    ARRAY['record_usage', 'try_consume', 'consume', 'enforce_quota', 'record_usage_batch', 'create_customer', 'create_subscription', 'begin_request', 'receive_webhook'],
     'billing_app records and creates as well');
 SELECT set_eq($$SELECT proname::text FROM callable WHERE role = 'billing_admin' EXCEPT SELECT proname FROM callable WHERE role = 'billing_app'$$,
     ARRAY['_stat_outcomes', '_stat_counters', '_stat_rollups', '_stat_reports', '_stat_reset_at', '_rollup_lag', 'stat_reset', 'set_quota', 'clear_quota', 'create_api_key', 'revoke_api_key', 'run_rollup', 'maintain', 'run_stripe_sync', 'adopt', 'resume_stripe'],
