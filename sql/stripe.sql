@@ -143,7 +143,7 @@ CREATE FUNCTION billing.run_stripe_sync(timeout interval DEFAULT '1 minute') RET
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     began timestamptz := clock_timestamp();
-    deadline timestamptz := began + timeout;
+    deadline timestamptz := began + least(timeout, '1 year');  -- forever, too, must be a time
     reason text;
     done boolean;
     pending bigint;

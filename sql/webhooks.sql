@@ -74,7 +74,9 @@ BEGIN
     EXCEPTION WHEN data_exception THEN
         event := NULL;
     END;
-    IF event ->> 'id' IS NULL OR event ->> 'type' IS NULL THEN
+    IF (octet_length(event ->> 'id') <= 255 AND event ->> 'type' IS NOT NULL
+        AND coalesce(jsonb_typeof(event -> 'livemode'), 'null') IN ('boolean', 'null')) IS NOT TRUE
+    THEN
         RAISE EXCEPTION 'webhook body is not a Stripe event'
             USING ERRCODE = 'UB032', HINT = 'An event is a JSON object with an id and a type.';
     END IF;
