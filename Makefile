@@ -2,10 +2,10 @@
 # alone, with PGXS.
 
 # These goals must work before PostgreSQL's build files are there: they install them first.
-DRIVER_GOALS = setup demo demo-stop check check-% bench proof
+DRIVER_GOALS = setup demo demo-stop check check-% sanitize sanitize-% bench proof
 ifneq ($(filter $(DRIVER_GOALS),$(MAKECMDGOALS)),)
 
-.PHONY: setup demo demo-stop check bench proof
+.PHONY: setup demo demo-stop check sanitize bench proof
 setup:
 	test/setup.sh check
 
@@ -21,6 +21,12 @@ check:
 	test/run.sh
 check-%:
 	test/run.sh $*
+
+# make sanitize: the suites on a PostgreSQL with assertions, ASan and UBSan, which is built first, once
+sanitize:
+	test/sanitize.sh
+sanitize-%:
+	test/sanitize.sh $*
 
 # make bench [ROWS='hot check …']: see docs/benchmarks.md
 bench:

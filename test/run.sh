@@ -8,9 +8,9 @@ all=${suites[*]}
 [ $# -eq 0 ] || suites=("$@")
 
 [ "${PG_BILLING_ROOT-staged}" = '' ] || test/setup.sh check    # make installcheck takes the machine as it is
+source test/lib/sanitizer.sh
 source test/lib/cluster.sh
 source test/lib/build.sh
-source test/lib/sanitizer.sh
 PREFIX=    # before the names of tests that a suite runs a second time
 
 # report NAME RESULT [file]: one TAP line; RESULT is the exit status, the file is shown when it is not 0.
