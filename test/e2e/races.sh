@@ -16,6 +16,8 @@ CREATE EXTENSION pg_billing;
 SELECT billing.install();
 SELECT billing.create_customer(t, t, 't@example.com', stripe => false), billing.set_quota(t, 'user_seats', 3)
   FROM (SELECT 't' || i FROM generate_series(1, 60) i UNION ALL VALUES ('acme'), ('busy')) tenants (t);
+INSERT INTO billing.metrics (name, display_name, kind, aggregation, unit, scale, stripe_event_name)
+VALUES ('peak', 'Peak', 'counter', 'max', 'requests', 0, 'peak');    -- of which there are no counters
 SELECT billing.set_quota('busy', 'api_calls', 400), billing.set_quota('busy', 'llm_tokens', NULL);
 CREATE FUNCTION stall(file text) RETURNS void LANGUAGE c AS '$RUN/stall.so';
 -- How many counters one transaction can have: fewer than before if one was left pinned.
@@ -166,7 +168,7 @@ is 'the counters are loaded by whoever comes next' "$(record t60 llm_tokens 1)" 
 ## Two-phase commit
 prepare() { sql "BEGIN; $1; PREPARE TRANSACTION 'it'" 2>&1; }
 for usage in "record_usage('acme', 'user_seats', -1)" "record_usage('acme', 'llm_tokens', 0)" \
-    "try_consume('busy', 'api_calls')"; do
+    "try_consume('busy', 'api_calls')" "record_usage('busy', 'peak', 7)"; do
     like "$usage cannot be prepared" "$(prepare "SELECT FROM billing.$usage")" \
         'ERROR:  cannot prepare a transaction that has usage pending'
 done
