@@ -183,10 +183,37 @@ void write_keys(const Admitted &admitted, TimestampTz tick) {
         owners[i]->fresh = keys[i].fresh;
 }
 
+// Reserves what is new of gauges, one by one in the order given: what would take one below zero is rejected. Its key is
+// the next event's with that key, or free again.
+void reserve_on_gauges(const Batch &batch, const Admitted &admitted) {
+    for (BatchEvent *event = batch.events; event < batch.events + batch.count; event++) {
+        if (event->rejection || !event->fresh || !event->group->terms.is_gauge)
+            continue;
+        event->rejection =
+            rejection_by([&] { reserve(event->call, event->group->terms, event->units, false); });
+        if (!event->rejection)
+            continue;
+        event->fresh = false;
+        if (!event->call.key)
+            continue;
+        BatchEvent **end = admitted.events + admitted.count;
+        BatchEvent **next = std::find_if(admitted.events, end, [&](const BatchEvent *other) {
+            return other->ordinal > event->ordinal && ledger::compare(other->key, event->key) == 0;
+        });
+        if (next != end)
+            (*next)->fresh = true;
+        else
+            pg_call([&] { ledger::forget_key(event->key); });
+    }
+}
+
 // Reserves what is new on the counters.
-void reserve_all(const Admitted &admitted, const Groups &groups) {
+void reserve_all(const Batch &batch, const Admitted &admitted, const Groups &groups) {
+    reserve_on_gauges(batch, admitted);
     for (int i = 0; i < admitted.count; i++) {
         const BatchEvent &event = *admitted.events[i];
+        if (event.rejection)
+            continue;
         if (event.fresh)
             event.group->fresh += event.units;
         (event.fresh ? event.group->recorded : event.group->duplicate)++;
@@ -195,7 +222,8 @@ void reserve_all(const Admitted &admitted, const Groups &groups) {
         if (group->recorded + group->duplicate == 0)
             continue;
         if (group->terms.adds_up()) {
-            const Fit fit = reserve(*group->call, group->terms, group->fresh, false);
+            const int64 units = group->terms.is_gauge ? 0 : group->fresh;
+            const Fit fit = reserve(*group->call, group->terms, units, false);
             group->period->reserved += group->fresh;
             group->period->used = fit.used - group->period->reserved;
         }
@@ -250,16 +278,13 @@ void put_results(FunctionCallInfo fcinfo, const Batch &batch) {
 }
 
 Datum record_batch(FunctionCallInfo fcinfo, const Batch &batch) {
-    pg_call([] {
-        PreventCommandIfReadOnly("usage recording");
-        PreventCommandDuringRecovery("usage recording");
-    });
+    require_writable();
     Groups groups;
     const Admitted admitted = admit_all(batch, groups);
     if (admitted.count > 0) {
         const TimestampTz tick = pg_call([] { return ticks::join(); });
         write_keys(admitted, tick);
-        reserve_all(admitted, groups);
+        reserve_all(batch, admitted, groups);
         write_events(admitted, tick);
         for (Group *group = groups.first(); group; group = group->next) {
             stats::count(group->terms.stats, "recorded", nullptr, group->recorded);

@@ -7,6 +7,7 @@
 #include "extension/sqlstate.hpp"
 
 extern "C" {
+#include "tcop/utility.h"
 #include "utils/acl.h"
 #include "utils/jsonb.h"
 }
@@ -49,22 +50,36 @@ std::string shown(TimestampTz value) {
 }
 
 void check_names(const Call &call) {
-    if (!call.tenant || !call.metric)
-        throw Failure(call.tenant ? sqlstate::kUnknownMetric : sqlstate::kUnknownTenant,
-                      call.tenant ? "metric is null" : "tenant is null", "Name the tenant and the metric.");
-    if (call.tenant_text.empty() || call.tenant_text.size() > kMaxTenantBytes)
-        throw Failure(sqlstate::kInvalidTenantId,
-                      "tenant id \"" + shown(call.tenant_text) + "\" is empty or longer than 128 bytes",
-                      "Use the identifier the tenant was created with.");
+    check_tenant(call);
+    if (!call.metric)
+        throw Failure(sqlstate::kUnknownMetric, "metric is null", "Name the tenant and the metric.");
     if (call.metric_text.size() >= kMaxMetricBytes)
         throw unknown_metric(call);
 }
 
+void check_tenant(const Call &call) {
+    if (!call.tenant)
+        throw Failure(sqlstate::kUnknownTenant, "tenant is null", "Name the tenant and the metric.");
+    if (call.tenant_text.empty() || call.tenant_text.size() > kMaxTenantBytes)
+        throw Failure(sqlstate::kInvalidTenantId,
+                      "tenant id \"" + shown(call.tenant_text) + "\" is empty or longer than 128 bytes",
+                      "Use the identifier the tenant was created with.");
+}
+
 void check_event(const Call &call) {
+    check_key(call);
+    check_time(call);
+    check_properties(call);
+}
+
+void check_key(const Call &call) {
     if (call.key && (call.key_text.empty() || call.key_text.size() > kMaxKeyBytes))
         throw Failure(sqlstate::kInvalidIdempotencyKey,
                       "idempotency key \"" + shown(call.key_text) + "\" is empty or longer than 255 bytes",
                       "Use an identifier of the event, such as a UUID or a request id.");
+}
+
+void check_time(const Call &call) {
     if (TIMESTAMP_NOT_FINITE(call.occurred_at) ||
         call.occurred_at < call.now - settings::late_limit * USECS_PER_SEC ||
         call.occurred_at > call.now + settings::future_limit * USECS_PER_SEC)
@@ -72,10 +87,17 @@ void check_event(const Call &call) {
                       "occurred_at " + shown(call.occurred_at) + " is outside the accepted window",
                       "pg_billing.late_limit and pg_billing.future_limit say how late and how early an "
                       "event may be.");
+}
+
+void check_properties(const Call &call) {
     // Not compressed and not out of line: it was built or detoasted by whoever filled in the call.
     if (call.properties && !JB_ROOT_IS_OBJECT(reinterpret_cast<Jsonb *>(DatumGetPointer(call.properties))))
         throw Failure(sqlstate::kInvalidProperties, "properties are not a JSON object",
                       "Give an object such as {\"model\": \"large\"}.");
+}
+
+std::string shown(const pg_uuid_t &value) {
+    return pg_call([&] { return DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&value))); });
 }
 
 Call begin_call() {
@@ -85,6 +107,15 @@ Call begin_call() {
     if (!OidIsValid(call.relation))
         throw Failure(sqlstate::kNotInstalled, "pg_billing has no tables in this database",
                       "Run SELECT billing.install() as a superuser.");
+    return call;
+}
+
+Call read_tenant(FunctionCallInfo fcinfo) {
+    Call call = begin_call();
+    if (!PG_ARGISNULL(0))
+        set_text(PG_GETARG_DATUM(0), &call.tenant, &call.tenant_text);
+    check_tenant(call);
+    check_caller(call.tenant_text);
     return call;
 }
 
@@ -103,29 +134,49 @@ Call read_call(FunctionCallInfo fcinfo) {
 }
 
 void read_event(FunctionCallInfo fcinfo, int first, Call &call) {
-    if (!PG_ARGISNULL(first))
-        set_text(PG_GETARG_DATUM(first), &call.key, &call.key_text);
+    read_key(fcinfo, first, call);
     if (!PG_ARGISNULL(first + 1))
         call.occurred_at = PG_GETARG_TIMESTAMPTZ(first + 1);
-    if (!PG_ARGISNULL(first + 2))
-        call.properties = JsonbPGetDatum(pg_call([&] { return PG_GETARG_JSONB_P(first + 2); }));
-    check_event(call);
+    check_time(call);
+    read_properties(fcinfo, first + 2, call);
+}
+
+void read_key(FunctionCallInfo fcinfo, int n, Call &call) {
+    if (!PG_ARGISNULL(n))
+        set_text(PG_GETARG_DATUM(n), &call.key, &call.key_text);
+    check_key(call);
+}
+
+void read_properties(FunctionCallInfo fcinfo, int n, Call &call) {
+    if (!PG_ARGISNULL(n))
+        call.properties = JsonbPGetDatum(pg_call([&] { return PG_GETARG_JSONB_P(n); }));
+    check_properties(call);
+}
+
+std::string_view tenant_of_session() {
+    if (pg_call([] { return is_service(); }))
+        return settings::tenant_id;
+    const char *own = pg_call([] { return ledger::tenant_of_caller(); });
+    if (!own)
+        throw Failure(sqlstate::kNotPermitted, "the session is of no tenant",
+                      "Map its role in billing.tenant_roles, or set pg_billing.tenant_id.");
+    return own;
 }
 
 void check_caller(std::string_view tenant) {
-    std::string_view bound = settings::tenant_id;
-    if (!pg_call([] { return is_service(); })) {
-        const char *own = pg_call([] { return ledger::tenant_of_caller(); });
-        if (!own)
-            throw Failure(sqlstate::kNotPermitted, "the session is of no tenant",
-                          "Map its role in billing.tenant_roles, or set pg_billing.tenant_id.");
-        bound = own;
-    }
+    const std::string_view bound = tenant_of_session();
     if (!bound.empty() && bound != tenant)
         throw Failure(
             sqlstate::kNotPermitted,
             "session of tenant \"" + shown(bound) + "\" may not act for tenant \"" + shown(tenant) + "\"",
             "Reset pg_billing.tenant_id or name the session's own tenant.");
+}
+
+void require_writable() {
+    pg_call([] {
+        PreventCommandIfReadOnly("usage recording");
+        PreventCommandDuringRecovery("usage recording");
+    });
 }
 
 int64 check_terms(const Call &call, const Terms &terms) {

@@ -9,6 +9,7 @@
 
 extern "C" {
 #include "utils/numeric.h"
+#include "utils/uuid.h"
 }
 
 namespace pg_billing {
@@ -26,6 +27,19 @@ struct Call {
 std::string shown(std::string_view value);
 std::string shown(Numeric value);
 std::string shown(TimestampTz value);
+std::string shown(const pg_uuid_t &value);
+
+// Returns a call of now that asks for nothing yet; raises if install() was not run.
+Call begin_call();
+
+// Raise unless tenant and metric, or the rest of what a caller says of an event, are well-formed.
+void check_names(const Call &call);
+void check_event(const Call &call);
+// One by one.
+void check_tenant(const Call &call);
+void check_key(const Call &call);
+void check_time(const Call &call);
+void check_properties(const Call &call);
 
 // Returns a call of now that asks for nothing yet; raises if install() was not run.
 Call begin_call();
@@ -39,6 +53,19 @@ Call read_call(FunctionCallInfo fcinfo);
 
 // Reads and checks the rest: idempotency key, time and properties, in this order from argument `first` on.
 void read_event(FunctionCallInfo fcinfo, int first, Call &call);
+
+// One by one, from argument n: idempotency key, properties.
+void read_key(FunctionCallInfo fcinfo, int n, Call &call);
+void read_properties(FunctionCallInfo fcinfo, int n, Call &call);
+
+// Reads and checks the tenant alone, and that the caller may act for it.
+Call read_tenant(FunctionCallInfo fcinfo);
+
+// Returns the only tenant that the caller may act for; empty: any.
+std::string_view tenant_of_session();
+
+// Raises in a transaction that is read-only, and on a standby.
+void require_writable();
 
 // Raises unless the caller may act for the tenant: services may for any unless their session is bound to one, everybody
 // else for their own only.

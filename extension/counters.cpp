@@ -14,7 +14,8 @@ namespace pg_billing {
 namespace {
 
 constexpr uint32 kEvicted = 0x80000000;  // in pins
-constexpr uint32 kReady = 1, kUsed = 2;  // in state: the number is there; wanted since eviction last looked
+// In state: the number is there; wanted since eviction last looked; reservations hold some of it.
+constexpr uint32 kReady = 1, kUsed = 2, kHeld = 4;
 
 struct Shared {
     pg_atomic_uint64 incarnations;  // the last one given
@@ -170,15 +171,25 @@ bool counter_ready(Counter *counter) {
     return ready;
 }
 
-void publish_counter(Counter *counter, int64 used) {
+void publish_counter(Counter *counter, int64 used, bool held) {
     LWLockAcquire(lock(), LW_EXCLUSIVE);
     if (!counter_ready(counter)) {
         pg_atomic_write_u64(&counter->used, static_cast<uint64>(used));
         pg_write_barrier();
-        pg_atomic_fetch_or_u32(&counter->state, kReady);
+        pg_atomic_fetch_or_u32(&counter->state, kReady | (held ? kHeld : 0));
         pg_atomic_fetch_add_u64(&shared->loads, 1);
     }
     LWLockRelease(lock());
+}
+
+void mark_held(Counter *counter) {
+    pg_atomic_fetch_or_u32(&counter->state, kHeld);
+}
+
+bool may_be_held(const CounterRef &ref) {
+    const bool held = pg_atomic_read_u32(&ref.counter->state) & kHeld;
+    pg_read_barrier();
+    return held || pg_atomic_read_u64(&ref.counter->incarnation) != ref.incarnation;
 }
 
 CounterStats counters_stats() {

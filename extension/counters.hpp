@@ -1,8 +1,9 @@
 // Quota counters in shared memory: one number per (database, tenant, metric, window), where a window is the billing
-// period or an hour or a day that has a limit of its own.
+// period or an hour or a day that has a limit of its own. Of a gauge there is a second one, the floor: its level, negated,
+// which may not pass zero.
 //
 // Invariants:
-//   - used = committed + in flight. It is raised when usage is reserved and lowered when that is rolled back, so
+//   - used = committed + held by reservations + in flight. It is raised when usage is reserved and lowered when that is rolled back, so
 //     concurrency cannot pass a cap. The tables stay the truth: a counter can be thrown away and loaded again.
 //   - Whoever reserves on a counter keeps it pinned until the transaction's commit or abort callback has run; both
 //     run after the transaction's fate is visible. Only an unpinned counter is evicted.
@@ -28,7 +29,7 @@ namespace pg_billing {
 inline constexpr int kMaxTenantBytes = 128;
 inline constexpr int kMaxMetricBytes = 64;
 
-enum class Window : int32 { period, hour, day };
+enum class Window : int32 { period, hour, day, floor };
 
 // Compared and hashed as bytes: always made by make_counter_key(), which leaves no byte undefined.
 struct CounterKey {
@@ -81,8 +82,16 @@ bool peek_counter(const CounterRef &ref, int64 *used);
 CounterRef counter_ref(Counter *counter);
 
 bool counter_ready(Counter *counter);
-// Sets the number of a counter that nobody has loaded meanwhile. May raise (lock).
-void publish_counter(Counter *counter, int64 used);
+// Sets the number of a counter that nobody has loaded meanwhile, and whether reservations hold some of it. May raise
+// (lock).
+void publish_counter(Counter *counter, int64 used, bool held);
+
+// Notes that a reservation holds some of a ready counter's number.
+void mark_held(Counter *counter);
+
+// Tells whether reservations may hold some of the number: not if none has since the counter was loaded. A counter that is
+// not the one seen any more may have anything.
+bool may_be_held(const CounterRef &ref);
 
 int64 counter_used(Counter *counter);
 void add_to_counter(Counter *counter, int64 amount);

@@ -40,14 +40,45 @@ const char *warning_for(const Limit &limit, int64 used) {
     return used > limit.quota ? "over_quota" : "near_quota";
 }
 
-TupleDesc decision_type(FunctionCallInfo fcinfo) {
+// The columns of billing.decision.
+enum { kStatus, kAllowed, kReason, kUsed, kQuota, kRemaining, kCap, kResetsAt, kWarning, kColumns };
+
+void fill(const Terms &terms, const Decision &decision, Datum *values, bool *nulls) {
+    const Limit &limit = decision.limit ? *decision.limit : terms.period();
+    const bool limited = limit.quota != PG_INT64_MAX;
+    const Cap cap = limit.window == Window::period ? terms.cap : Cap::hard;
+    values[kStatus] = CStringGetTextDatum(decision.status);
+    values[kAllowed] = BoolGetDatum(decision.allowed);
+    values[kReason] = CStringGetTextDatum(decision.reason);
+    nulls[kUsed] = !decision.limit;
+    if (!nulls[kUsed])
+        values[kUsed] = NumericGetDatum(from_units(decision.used, terms.scale));
+    nulls[kQuota] = !limited;
+    if (limited)
+        values[kQuota] = NumericGetDatum(from_units(limit.quota, terms.scale));
+    nulls[kRemaining] = !limited || !decision.limit;
+    if (!nulls[kRemaining])
+        values[kRemaining] = NumericGetDatum(from_units(Max(limit.quota - decision.used, 0), terms.scale));
+    nulls[kCap] = cap == Cap::not_in_force;
+    if (!nulls[kCap])
+        values[kCap] = CStringGetTextDatum(kCapNames[static_cast<int>(cap)]);
+    nulls[kResetsAt] = TIMESTAMP_NOT_FINITE(limit.end);
+    values[kResetsAt] = TimestampTzGetDatum(limit.end);
+    const char *warns = decision.limit && decision.allowed ? warning_for(limit, decision.used) : nullptr;
+    nulls[kWarning] = !warns;
+    if (warns)
+        values[kWarning] = CStringGetTextDatum(warns);
+}
+
+Datum row_datum(FunctionCallInfo fcinfo, int columns, Datum *values, bool *nulls) {
     Oid type = get_fn_expr_rettype(fcinfo->flinfo);
     if (!OidIsValid(type))
         type = get_func_rettype(fcinfo->flinfo->fn_oid);
     TupleDesc row = lookup_type_cache(type, TYPECACHE_TUPDESC)->tupDesc;
-    if (!row)
-        elog(ERROR, "a decision must be returned as billing.decision");
-    return row;
+    if (!row || row->natts != columns)
+        elog(ERROR,
+             "the type of the result does not fit this library: run ALTER EXTENSION pg_billing UPDATE");
+    return HeapTupleGetDatum(heap_form_tuple(row, values, nulls));
 }
 
 }  // namespace
@@ -69,37 +100,21 @@ Decision decide_denied(const Terms &terms, const Limit &limit, int64 used) {
 
 Datum decision_datum(FunctionCallInfo fcinfo, const Terms &terms, const Decision &decision) {
     stats::count(terms.stats, decision.status, decision.reason);
-    TupleDesc type = decision_type(fcinfo);
-    enum { status, allowed, reason, used, quota, remaining, cap, resets_at, warning, columns };
-    if (type->natts != columns)
-        elog(ERROR, "type billing.decision does not fit this library: run ALTER EXTENSION pg_billing UPDATE");
-    const Limit &limit = decision.limit ? *decision.limit : terms.period();
-    const bool limited = limit.quota != PG_INT64_MAX;
-    const Cap capped = limit.window == Window::period ? terms.cap : Cap::hard;
-    Datum values[columns] = {};
-    bool nulls[columns] = {};
-    values[status] = CStringGetTextDatum(decision.status);
-    values[allowed] = BoolGetDatum(decision.allowed);
-    values[reason] = CStringGetTextDatum(decision.reason);
-    nulls[used] = !decision.limit;
-    if (!nulls[used])
-        values[used] = NumericGetDatum(from_units(decision.used, terms.scale));
-    nulls[quota] = !limited;
-    if (limited)
-        values[quota] = NumericGetDatum(from_units(limit.quota, terms.scale));
-    nulls[remaining] = !limited || !decision.limit;
-    if (!nulls[remaining])
-        values[remaining] = NumericGetDatum(from_units(Max(limit.quota - decision.used, 0), terms.scale));
-    nulls[cap] = capped == Cap::not_in_force;
-    if (!nulls[cap])
-        values[cap] = CStringGetTextDatum(kCapNames[static_cast<int>(capped)]);
-    nulls[resets_at] = TIMESTAMP_NOT_FINITE(limit.end);
-    values[resets_at] = TimestampTzGetDatum(limit.end);
-    const char *warns = decision.limit && decision.allowed ? warning_for(limit, decision.used) : nullptr;
-    nulls[warning] = !warns;
-    if (warns)
-        values[warning] = CStringGetTextDatum(warns);
-    return HeapTupleGetDatum(heap_form_tuple(type, values, nulls));
+    Datum values[kColumns] = {};
+    bool nulls[kColumns] = {};
+    fill(terms, decision, values, nulls);
+    return row_datum(fcinfo, kColumns, values, nulls);
+}
+
+Datum reservation_datum(FunctionCallInfo fcinfo, const pg_uuid_t *id, const Terms &terms,
+                        const Decision &decision) {
+    stats::count(terms.stats, decision.status, decision.reason);
+    Datum values[1 + kColumns] = {};
+    bool nulls[1 + kColumns] = {};
+    nulls[0] = !id;
+    values[0] = UUIDPGetDatum(id);
+    fill(terms, decision, values + 1, nulls + 1);
+    return row_datum(fcinfo, 1 + kColumns, values, nulls);
 }
 
 }  // namespace pg_billing

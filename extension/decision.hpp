@@ -3,6 +3,10 @@
 
 #include "extension/terms.hpp"
 
+extern "C" {
+#include "utils/uuid.h"
+}
+
 namespace pg_billing {
 
 struct Decision {
@@ -20,7 +24,10 @@ Decision decide_allowed(const char *status, const Terms &terms, int64 used);
 Decision decide_refused(const Terms &terms);
 Decision decide_denied(const Terms &terms, const Limit &limit, int64 used);
 
-// Counts the decision and forms its SQL value. Plain calls into PostgreSQL: to be used inside pg_call().
+// Count the decision and form its SQL value, a billing.decision or a billing.reservation (id null: none was made). Plain
+// calls into PostgreSQL: to be used inside pg_call().
 Datum decision_datum(FunctionCallInfo fcinfo, const Terms &terms, const Decision &decision);
+Datum reservation_datum(FunctionCallInfo fcinfo, const pg_uuid_t *id, const Terms &terms,
+                        const Decision &decision);
 
 }  // namespace pg_billing

@@ -26,10 +26,8 @@ struct Table {
     const char *free_columns[2];
 };
 constexpr Table kTables[] = {
-    {"usage_events", {}},
-    {"usage_event_keys", {}},
-    {"usage_aggregates", {"submitted", "blocked"}},
-    {"usage_quotas", {}},
+    {"usage_events", {}}, {"usage_event_keys", {}}, {"usage_aggregates", {"submitted", "blocked"}},
+    {"usage_quotas", {}}, {"reservations", {}},
 };
 
 ExecutorCheckPerms_hook_type next_check;

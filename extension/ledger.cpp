@@ -35,8 +35,12 @@ Statement select_terms(
     kTermsTypes);
 
 constexpr Oid kUsedTypes[] = {TEXTOID, TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID};
-Statement select_used("SELECT billing._used($1, $2, $3) WHERE $4 IS NOT NULL", kUsedTypes);
-Statement select_used_within("SELECT billing._used_within($1, $2, $3, $4)", kUsedTypes);
+Statement select_used(
+    "SELECT billing._used($1, $2, $3), billing._held($1, $2, $3)"
+    " WHERE $4 IS NOT NULL",
+    kUsedTypes);
+Statement select_used_within(
+    "SELECT billing._used_within($1, $2, $3, $4), billing._held_within($1, $2, $3, $4)", kUsedTypes);
 
 Statement select_folded_before("SELECT folded_before FROM billing.rollup_state");
 
@@ -145,23 +149,28 @@ Terms read_terms(std::string_view tenant, std::string_view metric, TimestampTz a
             terms.valid_from = Max(terms.valid_from, limit.start);
             terms.valid_until = Min(terms.valid_until, limit.end);
         }
+        if (terms.is_gauge)
+            terms.limits[terms.limit_count++] = {Window::floor,      0, 0, terms.period().start,
+                                                 terms.period().end, {}};
     }
     leave(saved);
     return terms;
 }
 
-int64 total_used(std::string_view tenant, std::string_view metric, int scale, Window window,
+Total total_used(std::string_view tenant, std::string_view metric, int scale, Window window,
                  TimestampTz start, TimestampTz end) {
     const Datum values[] = {text_datum(tenant), text_datum(metric), TimestampTzGetDatum(start),
                             TimestampTzGetDatum(end)};
     const Identity saved = enter_as_owner();
-    Statement &statement = window == Window::period ? select_used : select_used_within;
+    const bool within = window == Window::hour || window == Window::day;
+    Statement &statement = within ? select_used_within : select_used;
     if (statement.read_latest(values) != 1)
         elog(ERROR, "the total used is not one row");
     bool is_null;
     const int64 used = total_to_units(DatumGetNumeric(column(1, &is_null)), scale);
+    const int64 held = total_to_units(DatumGetNumeric(column(2, &is_null)), scale);
     leave(saved);
-    return used;
+    return window == Window::floor ? Total{-used, false} : Total{used + held, held > 0};
 }
 
 TimestampTz folded_before() {

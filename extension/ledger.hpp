@@ -24,6 +24,7 @@ namespace pg_billing::ledger {
 struct Event {
     Datum tenant, metric, quantity, key, properties;  // key, properties: 0 if none
     TimestampTz tick, occurred_at, recorded_at, period_start;
+    Datum void_reason = 0;  // of a row that takes back another; 0 of any other
 };
 
 // Returns the OID of billing.usage_events; InvalidOid if install() was not run.
@@ -35,8 +36,12 @@ void init();
 // Returns the terms in force at a time.
 Terms read_terms(std::string_view tenant, std::string_view metric, TimestampTz at);
 
-// Returns what a window has used, in units of the scale.
-int64 total_used(std::string_view tenant, std::string_view metric, int scale, Window window,
+// What a window's counter says when nobody is at it, in units of the scale.
+struct Total {
+    int64 used;
+    bool held;  // reservations hold some of it
+};
+Total total_used(std::string_view tenant, std::string_view metric, int scale, Window window,
                  TimestampTz start, TimestampTz end);
 
 // Returns the tick before which the rollup has folded all events, but for some late ones.

@@ -21,6 +21,10 @@ Statement insert_keys(
     " ON CONFLICT DO NOTHING RETURNING tenant_id, key",
     kKeysTypes);
 
+constexpr Oid kDeleteKeyTypes[] = {TEXTOID, UUIDOID};
+Statement delete_key("DELETE FROM billing.usage_event_keys WHERE tenant_id = $1 AND key = $2",
+                     kDeleteKeyTypes);
+
 constexpr Oid kEventsTypes[] = {TIMESTAMPTZOID,      TIMESTAMPTZARRAYOID, TIMESTAMPTZOID,
                                 TIMESTAMPTZARRAYOID, TEXTARRAYOID,        TEXTARRAYOID,
                                 NUMERICARRAYOID,     TEXTARRAYOID,        JSONBARRAYOID};
@@ -85,6 +89,13 @@ void write_keys(Key *keys, int count, TimestampTz tick) {
                                       [](const Key &a, const Key &b) { return compare(a, b) < 0; });
         found->fresh = true;
     }
+    leave(saved);
+}
+
+void forget_key(const Key &key) {
+    const Identity saved = enter_as_owner();
+    const Datum values[] = {key.tenant, UUIDPGetDatum(&key.key)};
+    delete_key.write_latest(values);
     leave(saved);
 }
 

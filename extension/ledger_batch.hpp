@@ -23,6 +23,9 @@ int compare(const Key &one, const Key &other);
 // circle.
 void write_keys(Key *keys, int count, TimestampTz tick);
 
+// Takes back a key that this transaction has written.
+void forget_key(const Key &key);
+
 // Writes events of one tick that were recorded at one time; their keys are written already.
 void write_events(const Event *events, int count);
 

@@ -42,7 +42,7 @@ void add(const TriggerSpec &spec, std::string_view tenant, Numeric quantity) {
     Call call = make_call(spec, tenant);
     call.quantity = quantity;
     check_names(call);
-    Terms &cached = terms_of(call);
+    Terms &cached = terms_to_record(call);
     const int64 units = check_terms(call, cached);
     require_adding_up(call, cached);
     if (cached.aggregation == Aggregation::count && (spec.quantity || !spec.each_row))
@@ -56,6 +56,14 @@ void add(const TriggerSpec &spec, std::string_view tenant, Numeric quantity) {
         raise_denial(call, terms, decision);
 }
 
+void lower(Call &call, int64 units) {
+    Terms &cached = terms_to_record(call);
+    call.quantity = pg_call([&] { return from_units(-units, cached.scale); });
+    Terms terms;
+    if (check_terms(call, cached) < 0)
+        record(call, cached, -units, false, terms);
+}
+
 // Rows that nobody could have counted must stay deletable: those of unknown tenants, or with more decimals than the
 // metric keeps.
 void take(const TriggerSpec &spec, std::string_view tenant, Numeric quantity) {
@@ -63,16 +71,20 @@ void take(const TriggerSpec &spec, std::string_view tenant, Numeric quantity) {
         return;
     Call call = make_call(spec, tenant);
     check_names(call);
-    Terms &cached = terms_of(call);
-    if (cached.metric_known && !cached.is_gauge)  // an unknown tenant has no gauge either
+    const Terms &terms = terms_of(call);
+    if (terms.metric_known && !terms.is_gauge)  // an unknown tenant has no gauge either
         return;
-    const int64 level = Max(fit(call, cached, 0).used, 0);
-    call.quantity = pg_call(
-        [&] { return from_units(-Min(level, limit_to_units(quantity, cached.scale)), cached.scale); });
-    const int64 units = check_terms(call, cached);
-    Terms terms;
-    if (units < 0)
-        record(call, cached, units, false, terms);
+    const int64 units = Min(pg_call([&] { return limit_to_units(quantity, terms.scale); }), kMaxQuantity);
+    try {
+        lower(call, units);
+        return;
+    } catch (const Failure &failure) {
+        if (failure.sqlstate() != sqlstate::kBelowZero)
+            throw;
+    }
+    // That has locked the gauge: nobody else changes its level now.
+    Terms locked = terms_of(call);
+    lower(call, Min(units, level_of(call, locked)));
 }
 
 void count_changes(TriggerData *data, FmgrInfo *function) {

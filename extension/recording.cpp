@@ -26,8 +26,12 @@ Decision record(const Call &call, Terms &cached, int64 units, bool enforced, Ter
     const bool counted = terms.adds_up();
     Fit fit{true, 0, 0};
     if (counted) {
-        fit = reserve(call, cached, units, enforced);
-        terms = cached;
+        if (enforced) {
+            fit = reserve_room(call, cached, units, terms);
+        } else {
+            fit = reserve(call, cached, units, false);
+            terms = cached;
+        }
     }
     if (!fit.fits)
         return key_known(call) ? decide_allowed("duplicate", terms, fit.used)

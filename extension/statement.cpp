@@ -56,11 +56,19 @@ uint64 Statement::write(const Datum *values, const char *nulls) {
 }
 
 uint64 Statement::read_latest(const Datum *values) {
+    return execute_latest(values, nullptr, true);
+}
+
+uint64 Statement::write_latest(const Datum *values, const char *nulls) {
+    return execute_latest(values, nulls, false);
+}
+
+uint64 Statement::execute_latest(const Datum *values, const char *nulls, bool read_only) {
     const int guc_level = pin_search_path();
     prepare();
     const Snapshot snapshot = RegisterSnapshot(GetLatestSnapshot());
-    const int result = SPI_execute_snapshot(plan_, const_cast<Datum *>(values), nullptr, snapshot,
-                                            InvalidSnapshot, true, false, 0);
+    const int result = SPI_execute_snapshot(plan_, const_cast<Datum *>(values), nulls, snapshot,
+                                            InvalidSnapshot, read_only, false, 0);
     UnregisterSnapshot(snapshot);
     if (result < 0)
         elog(ERROR, "statement failed: %s", SPI_result_code_string(result));

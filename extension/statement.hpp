@@ -42,8 +42,12 @@ class Statement {
     // Reads under the latest snapshot, never a transaction's older one.
     uint64 read_latest(const Datum *values);
 
+    // Locks or changes the rows that the latest snapshot shows.
+    uint64 write_latest(const Datum *values, const char *nulls = nullptr);
+
   private:
     void prepare();
+    uint64 execute_latest(const Datum *values, const char *nulls, bool read_only);
 
     const char *text_;
     const Oid *types_;

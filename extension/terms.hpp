@@ -28,7 +28,7 @@ enum class Refusal : int8 { none, no_subscription, upgrade_required, subscriptio
 inline constexpr const char *kRefusalNames[] = {"", "no_subscription", "upgrade_required",
                                                 "subscription_inactive"};
 
-// One number and what it may reach: the billing period's own first, then those of shorter windows.
+// One number and what it may reach: the billing period's own first, then those of shorter windows, a gauge's floor last.
 struct Limit {
     Window window;
     int64 quota;  // in units; INT64_MAX: unlimited
@@ -37,7 +37,7 @@ struct Limit {
     CounterRef counter;  // as last seen; null counter: never
 };
 
-inline constexpr int kMaxLimits = 3;
+inline constexpr int kMaxLimits = 4;
 
 struct Terms {
     bool tenant_known, metric_known;

@@ -4,10 +4,6 @@
 #include "extension/metering.hpp"
 #include "extension/recording.hpp"
 
-extern "C" {
-#include "access/xlog.h"
-}
-
 namespace pg_billing {
 namespace {
 
@@ -16,11 +12,8 @@ enum class Verb { record, try_consume, consume };
 Datum decide(FunctionCallInfo fcinfo, Verb verb) {
     Call call = read_call(fcinfo);
     read_event(fcinfo, 3, call);
-    pg_call([] {
-        PreventCommandIfReadOnly("usage recording");
-        PreventCommandDuringRecovery("usage recording");
-    });
-    Terms &cached = terms_of(call);
+    require_writable();
+    Terms &cached = terms_to_record(call);
     const int64 units = check_terms(call, cached);
     if (verb != Verb::record)
         require_adding_up(call, cached);

@@ -21,6 +21,7 @@ BEGIN
     PERFORM billing._install_subscriptions();
     PERFORM billing._install_quotas();
     PERFORM billing._install_usage();
+    PERFORM billing._install_reservations();
     IF to_regclass('billing.usage_events_default') IS NULL THEN
         CREATE TABLE billing.usage_events_default PARTITION OF billing.usage_events DEFAULT;
     END IF;

@@ -228,7 +228,8 @@ BEGIN
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
     BEGIN
         IF EXISTS (SELECT FROM billing.usage_events e WHERE e.metric = old.name)
-           OR EXISTS (SELECT FROM billing.usage_aggregates a WHERE a.metric = old.name) THEN
+           OR EXISTS (SELECT FROM billing.usage_aggregates a WHERE a.metric = old.name)
+           OR EXISTS (SELECT FROM billing.reservations r WHERE r.metric = old.name) THEN
             RAISE EXCEPTION 'metric "%" has usage: its kind and aggregation cannot be changed', old.name
                 USING ERRCODE = 'UB032', HINT = 'Make another metric.';
         END IF;

@@ -1,9 +1,16 @@
-// The rollup job: folds new usage into the aggregates and keeps partitions ahead of time.
+// The rollup job: folds new usage into the aggregates, has reservations expire and keeps partitions ahead of time.
 #include "worker/session.hpp"
 #include "worker/settings.hpp"
 
 namespace pg_billing {
 namespace {
+
+// Frees what expired reservations hold, some in a transaction; false: there is none left.
+bool expire(Session &session) {
+    return session.transaction("expiring reservations", [&] {
+        return session.query("SELECT billing.expire_reservations() > 0").at(0).at(0) == "t";
+    });
+}
 
 TimestampTz roll_up(Session &session) {
     session.begin_round();
@@ -12,6 +19,8 @@ TimestampTz roll_up(Session &session) {
     if (session.maintenance_due())
         session.transaction("maintaining partitions", [&] { session.query("SELECT billing.maintain()"); });
     session.transaction("rolling up usage", [&] { session.query("SELECT billing.run_rollup()"); });
+    while (expire(session))
+        session.serve_interrupts();
     return next_tick(kRollupJob, GetCurrentTimestamp());
 }
 

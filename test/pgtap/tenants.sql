@@ -10,6 +10,7 @@ SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.create_subscription(t, 'fre
 SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.set_quota(t, 'user_seats', 100) \g /dev/null
 SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.set_quota(t, 'api_calls', 100, per => 'day') \g /dev/null
 SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.record_usage(t, 'user_seats', 90, 'key') \g /dev/null
+SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.reserve(t, 'api_calls', 5) \g /dev/null
 SELECT billing.run_rollup() \g /dev/null
 SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.record_usage(t, 'user_seats', 1, 'key-2') \g /dev/null
 INSERT INTO billing.subscription_items SELECT tenant_id, id, 'api_calls', 'si_1', 'price_1' FROM billing.subscriptions;
@@ -20,6 +21,8 @@ SELECT t, 'in_1', 'il_1', 1, 'usd' FROM unnest(ARRAY['acme', 'bolt']) t;
 SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing._stripe_enqueue(t, 'customer_create', '', 'POST', '/v1/customers', '{}') \g /dev/null
 SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.create_api_key(t) \g /dev/null
 SELECT billing.receive_webhook('{"id": "evt_1", "type": "invoice.paid"}') \g /dev/null
+CREATE TEMP TABLE theirs AS SELECT id AS reservation FROM billing.reservations WHERE tenant_id = 'bolt';
+GRANT SELECT ON theirs TO PUBLIC;
 CREATE ROLE tap_acme LOGIN IN ROLE billing_tenant;
 CREATE ROLE tap_bolt LOGIN IN ROLE billing_tenant;
 CREATE ROLE tap_visitor LOGIN IN ROLE billing_tenant;
@@ -64,6 +67,8 @@ SELECT throws_ok($$SELECT billing.check_quota('nobody', 'user_seats')$$, 'UB040'
 SELECT throws_ok($$SELECT billing.get_usage_summary('nobody')$$, 'UB040', NULL, 'by no function');
 SELECT throws_ok($$SELECT billing.record_usage('acme', 'user_seats')$$, '42501', NULL, 'it records nothing');
 SELECT throws_ok($$SELECT billing.record_usage_batch('[]')$$, '42501', NULL, 'in no way');
+SELECT throws_ok($$SELECT billing.reserve('acme', 'user_seats')$$, '42501', NULL, 'it holds nothing');
+SELECT throws_ok($$SELECT billing.void_usage('acme', 'key', 'mine')$$, '42501', NULL, 'and voids nothing');
 SELECT throws_ok($$SELECT billing.set_quota('acme', 'user_seats', NULL)$$, '42501', NULL, 'it sets no quota');
 SELECT throws_ok($$SELECT billing.create_api_key('acme')$$, '42501', NULL, 'and makes no key');
 SELECT throws_ok($$INSERT INTO billing.quota_overrides VALUES ('acme', 'api_calls', NULL, 'none', 1, NULL, billing.now())$$, '42501', NULL, 'it writes to no table');
@@ -135,6 +140,11 @@ SELECT is((billing.record_usage('bolt', 'user_seats', 1)).status, 'recorded', 'a
 SET pg_billing.tenant_id = 'acme';
 SELECT is(string_agg(DISTINCT tenants, ' '), 'acme', 'bound to one it sees that one') FROM pg_temp.seen();
 SELECT throws_ok($$SELECT billing.record_usage('bolt', 'user_seats')$$, 'UB040', NULL, 'and records for no other');
+SELECT throws_ok($$SELECT billing.reserve('bolt', 'user_seats')$$, 'UB040', NULL, 'and reserves for no other');
+SELECT throws_ok($$SELECT billing.set_usage('bolt', 'user_seats', 1)$$, 'UB040', NULL, 'and states no other''s level');
+SELECT throws_ok($$SELECT billing.void_usage('bolt', 'key', 'theirs')$$, 'UB040', NULL, 'and voids no other''s usage');
+SELECT throws_ok(format('SELECT billing.settle(%L, 1)', reservation), 'UB028', NULL, 'and knows no other''s reservation') FROM theirs;
+SELECT throws_ok(format('SELECT billing.release(%L)', reservation), 'UB028', NULL, 'which it does not release either') FROM theirs;
 SELECT throws_ok($$SELECT billing.create_customer('third', 'T', 't@t.example')$$, 'UB040', NULL, 'and creates no other');
 -- what a unique key says: nothing about another tenant's keys
 SELECT is((billing.record_usage('acme', 'user_seats', 1, 'key-3')).status, 'recorded', 'a key is new');

@@ -15,7 +15,7 @@ SELECT current_setting('is_superuser');
 
 -- every kind of statement on every table
 SELECT format('CALL attempt(%L)', format(s, t))
-  FROM unnest(ARRAY['usage_events', 'usage_event_keys', 'usage_aggregates', 'usage_quotas']) t,
+  FROM unnest(ARRAY['usage_events', 'usage_event_keys', 'usage_aggregates', 'usage_quotas', 'reservations']) t,
        unnest(ARRAY['INSERT INTO billing.%1$s SELECT * FROM billing.%1$s', 'UPDATE billing.%s SET tenant_id = ''bolt''',
                     'DELETE FROM billing.%s', 'TRUNCATE billing.%s', 'COPY billing.%s FROM ''/dev/null''']) s \gexec
 -- partitions by their own names
