@@ -1,8 +1,8 @@
 # How things are measured; sourced by run.sh. Each figure is a line of $RUN/runs.jsonl: its series (ROW/VARIANT), round,
 # value and unit.
 #
-# Variants of a row take turns (A B C A B C …), so that what disturbs the machine for a while disturbs all of them. Every
-# run begins with new connections, whose first two seconds are not counted.
+# Variants of a row take turns (A B C A B C …), so that what disturbs the machine for a while disturbs all of them.
+# Every run begins with new connections, whose first two seconds are not counted.
 
 # interleave ROW UNIT VARIANT…: calls measure_VARIANT, which prints one number, BENCH_ROUNDS times each.
 interleave() {
@@ -52,8 +52,7 @@ statement_ms() {
 
 # query_ms STATEMENT: how long it takes, in a transaction that is rolled back: the next round finds the same tables.
 query_ms() {
-    cluster_psql -c "SET max_parallel_workers_per_gather = ${PARALLEL:-0}" -c 'BEGIN' \
-        -c '\timing on' -c "$1" -c '\timing off' -c 'ROLLBACK' | sed -nE 's/^Time: ([0-9.]+) ms.*/\1/p'
+    cluster_psql -c 'BEGIN' -c '\timing on' -c "$1" -c '\timing off' -c 'ROLLBACK' | sed -nE 's/^Time: ([0-9.]+) ms.*/\1/p'
 }
 
 # ratio A B SCALE: A / B * SCALE.
