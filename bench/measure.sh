@@ -52,7 +52,8 @@ statement_ms() {
 
 # query_ms STATEMENT: how long it takes, in a transaction that is rolled back: the next round finds the same tables.
 query_ms() {
-    cluster_psql -c 'BEGIN' -c '\timing on' -c "$1" -c '\timing off' -c 'ROLLBACK' | sed -nE 's/^Time: ([0-9.]+) ms.*/\1/p'
+    cluster_psql -c 'BEGIN' -c '\timing on' -c "$1" -c '\timing off' -c 'ROLLBACK' |
+        sed -nE 's/^Time: ([0-9.]+) ms.*/\1/p'
 }
 
 # ratio A B SCALE: A / B * SCALE.
