@@ -46,7 +46,7 @@ transactions_per_second() {
 
 # statement_ms FILE: the mean latency of a script's last statement, the only one that is timed, on one connection.
 statement_ms() {
-    pgbench -c 1 -r -T "$SECONDS_EACH" -f "$1" >"$RUN/pgbench.out" || return 1
+    pgbench -c 1 -r -T "$SECONDS_EACH" -D warm=0 -f "$1" >"$RUN/pgbench.out" || return 1
     awk '/^statement latencies/ { found = 1; next } found { last = $1 } END { print last }' "$RUN/pgbench.out"
 }
 

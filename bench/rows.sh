@@ -53,8 +53,8 @@ row_batch() {
     same "events and their keys" \
         'SELECT count(*) FROM billing.usage_events' 'SELECT count(*) FROM billing.usage_event_keys'
 }
-measure_array() { events_per_second events_as_arrays batch_array; }
-measure_jsonb() { events_per_second events_as_jsonb batch_jsonb; }
+measure_array() { events_per_second warm events_as_arrays batch_array; }
+measure_jsonb() { events_per_second warm events_as_jsonb batch_jsonb; }
 measure_bulk_insert() { events_per_second events_as_arrays bulk_insert; }
 measure_on_conflict() { events_per_second events_as_arrays on_conflict; }
 measure_copy() {
