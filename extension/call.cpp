@@ -7,6 +7,7 @@
 #include "extension/sqlstate.hpp"
 
 extern "C" {
+#include "storage/lmgr.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
 #include "utils/jsonb.h"
@@ -176,6 +177,8 @@ void require_writable() {
     pg_call([] {
         PreventCommandIfReadOnly("usage recording");
         PreventCommandDuringRecovery("usage recording");
+        if (const Oid events = ledger::events_relation(); OidIsValid(events))
+            LockRelationOid(events, RowExclusiveLock);
     });
 }
 

@@ -64,7 +64,9 @@ Call read_tenant(FunctionCallInfo fcinfo);
 // Returns the only tenant that the caller may act for; empty: any.
 std::string_view tenant_of_session();
 
-// Raises in a transaction that is read-only, and on a standby.
+// Raises in a transaction that is read-only, and on a standby. Whoever records calls this before reading the quota terms:
+// it takes the lock that writing usage_events takes anyway, for which a change of what usage is counted in (a metric's
+// scale or aggregation, its first limit per hour or day) waits, and that then waits for the change.
 void require_writable();
 
 // Raises unless the caller may act for the tenant: services may for any unless their session is bound to one, everybody

@@ -123,6 +123,10 @@ extern "C" void at_subtransaction_event(SubXactEvent event, SubTransactionId, Su
 
 }  // namespace
 
+bool any() {
+    return count > 0;
+}
+
 void refuse_prepare() {
     ereport(ERROR, (errcode(sqlstate::kPrepareWithUsage),
                     errmsg("cannot prepare a transaction that has usage pending"),

@@ -37,6 +37,9 @@ void undo(Counter *counter, int64 amount);
 // Lets go of a held counter if nothing was reserved on it.
 void release_unused(Counter *counter);
 
+// Tells whether this transaction holds counters.
+bool any();
+
 // Raises UB052. Plain calls into PostgreSQL.
 void refuse_prepare();
 

@@ -29,7 +29,7 @@ Statement select_terms(
     "SELECT q.tenant IS NOT NULL, q.metric_name IS NOT NULL, q.kind = 'gauge', q.aggregation, q.scale, "
     "q.refusal, q.cap,"
     "       lower(q.valid), upper(q.valid), q.quota, q.bound, lower(q.period), upper(q.period),"
-    "       w.per, w.in_force, w.quota, lower(w.span), upper(w.span)"
+    "       w.per, w.quota, lower(w.span), upper(w.span)"
     "  FROM billing._quota_in_force($1, $2, $3) q"
     "  LEFT JOIN LATERAL billing._window_limits($1, $2, q.plan, q.timezone, $3) w ON true",
     kTermsTypes);
@@ -64,9 +64,9 @@ Statement insert_event(
     "$9)",
     kInsertEventTypes);
 
-bool bool_column(int number, uint64 row = 0) {
+bool bool_column(int number) {
     bool is_null;
-    return DatumGetBool(column(number, &is_null, row));
+    return DatumGetBool(column(number, &is_null));
 }
 
 TimestampTz time_column(int number, uint64 row = 0) {
@@ -141,11 +141,10 @@ Terms read_terms(std::string_view tenant, std::string_view metric, TimestampTz a
             const Datum per = column(14, &is_null, row);
             if (is_null)
                 continue;
-            const int64 quota = limit_column(16, terms.scale, row);
+            const int64 quota = limit_column(15, terms.scale, row);
             const Window window = strcmp(TextDatumGetCString(per), "day") == 0 ? Window::day : Window::hour;
-            const Limit limit{window, quota, quota, time_column(17, row), time_column(18, row), {}};
-            if (bool_column(15, row))
-                terms.limits[terms.limit_count++] = limit;
+            const Limit limit{window, quota, quota, time_column(16, row), time_column(17, row), {}};
+            terms.limits[terms.limit_count++] = limit;
             terms.valid_from = Max(terms.valid_from, limit.start);
             terms.valid_until = Min(terms.valid_until, limit.end);
         }

@@ -29,6 +29,7 @@ Datum text_datum(std::string_view value) {
 }
 
 Call make_call(const TriggerSpec &spec, std::string_view tenant) {
+    require_writable();
     Call call = begin_call();
     call.tenant = text_datum(tenant);
     call.tenant_text = tenant;

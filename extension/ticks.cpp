@@ -207,3 +207,8 @@ PG_BILLING_FUNCTION(pg_billing_open_tick) {
             pg_billing::pg_call([&] { return pg_billing::ticks::open_next(PG_GETARG_TIMESTAMPTZ(0)); }));
     });
 }
+
+// billing._usage_pending() tells whether this transaction has recorded or reserved usage.
+PG_BILLING_FUNCTION(pg_billing_usage_pending) {
+    PG_RETURN_BOOL(pg_billing::ticks::joined_count > 0 || pg_billing::journal::any());
+}

@@ -58,11 +58,10 @@ BEGIN
     CREATE TABLE IF NOT EXISTS billing.metric_windows (
         metric text NOT NULL REFERENCES billing.metrics,
         per    text NOT NULL CHECK (per IN ('hour', 'day')),
-        since  timestamptz NOT NULL,
         PRIMARY KEY (metric, per)
     );
     COMMENT ON TABLE billing.metric_windows IS
-        'metrics whose usage is counted per hour or day, for every tenant, from the first such window after `since` on';
+        'metrics whose usage is counted per hour or day, for every tenant, because one of them had such a limit once';
 
     -- Graduated tiers as Stripe has them: each unit costs what its own tier says.
     CREATE TABLE IF NOT EXISTS billing.price_tiers (

@@ -37,7 +37,7 @@ BEGIN
               || CASE WHEN q.cap = 'soft' THEN format(', refused past %s', trim_scale(q.bound)) ELSE '' END;
     RETURN NEXT;
     FOR w IN SELECT * FROM billing._window_limits(explain_decision.tenant_id, explain_decision.metric, q.plan, q.timezone, at) x
-              WHERE x.in_force AND x.quota IS NOT NULL LOOP
+              WHERE x.quota IS NOT NULL LOOP
         step := format('limit per %s', w.per);
         detail := format('%s until %s, %s used', w.quota, upper(w.span),
             billing._used_within(explain_decision.tenant_id, explain_decision.metric, lower(w.span), upper(w.span)));

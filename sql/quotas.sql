@@ -100,15 +100,14 @@ $$;
 
 -- The hours and days the metric is counted in, with the tenant's own limit, else its plan's; quota null: none. Once a
 -- metric has had such a limit, every tenant is counted, limit or not: a counter that had been idle meanwhile would not
--- know what was used. The first limit ever is so in force from the next hour or day on.
+-- know what was used.
 CREATE FUNCTION billing._window_limits(tenant_id text, metric text, plan text, timezone text, at timestamptz)
-RETURNS TABLE (per text, quota numeric, span tstzrange, in_force boolean)
+RETURNS TABLE (per text, quota numeric, span tstzrange)
 LANGUAGE sql STABLE AS $$
-    SELECT m.per, CASE WHEN w.tenant_id IS NOT NULL THEN w.quota ELSE p.quota END, s.span, m.since <= lower(s.span)
+    SELECT m.per, CASE WHEN w.tenant_id IS NOT NULL THEN w.quota ELSE p.quota END, billing._window_at(m.per, $4, $5)
       FROM billing.metric_windows m
       LEFT JOIN billing.window_limits w ON w.tenant_id = $1 AND w.metric = m.metric AND w.per = m.per
       LEFT JOIN billing.plan_window_limits p ON p.plan = $3 AND p.metric = m.metric AND p.per = m.per
-      CROSS JOIN LATERAL (SELECT billing._window_at(m.per, $4, $5) AS span) s
      WHERE m.metric = $2
      ORDER BY m.per DESC
 $$;
@@ -170,7 +169,7 @@ BEGIN
     PERFORM billing._refresh_quotas(tenant_id);
 END $$;
 COMMENT ON FUNCTION billing.set_quota(text, text, numeric, text, numeric, interval, text) IS
-    'overrides the quota of one tenant and metric from commit on; quota null is unlimited, cap defaults to hard; a soft cap ends at quota times grace, and at the quota once grace_period has passed since it was reached; per ''hour'' or ''day'' sets a hard limit inside the billing period (the first ever of a metric counts from the next hour or day on). Raises UB010, UB011, UB032, UB040';
+    'overrides the quota of one tenant and metric from commit on; quota null is unlimited, cap defaults to hard; a soft cap ends at quota times grace, and at the quota once grace_period has passed since it was reached; per ''hour'' or ''day'' sets a hard limit inside the billing period. Raises UB010, UB011, UB032, UB040';
 
 CREATE FUNCTION billing.clear_quota(tenant_id text, metric text, per text DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -220,13 +219,33 @@ BEGIN
     CREATE OR REPLACE FUNCTION billing._count_windows() RETURNS trigger
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
     BEGIN
-        INSERT INTO billing.metric_windows VALUES (new.metric, new.per, billing.now()) ON CONFLICT DO NOTHING;
+        IF NOT EXISTS (SELECT FROM billing.metric_windows m WHERE (m.metric, m.per) = (new.metric, new.per)) THEN
+            PERFORM billing._hold_usage(new.metric);
+            INSERT INTO billing.metric_windows VALUES (new.metric, new.per) ON CONFLICT DO NOTHING;
+        END IF;
         RETURN NULL;
+    END $$;
+    -- Waits until no usage is in flight, and keeps new usage waiting until this transaction ends: usage counted one way
+    -- would not be on a counter of another way. Who has usage pending itself would wait for itself.
+    CREATE OR REPLACE FUNCTION billing._hold_usage(metric text) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+    BEGIN
+        IF to_regprocedure('billing._usage_pending()') IS NOT NULL THEN
+            IF billing._usage_pending() THEN
+                RAISE EXCEPTION 'cannot change what metric "%" is counted in while usage is pending', metric
+                    USING ERRCODE = 'UB054', HINT = 'Do it in a transaction of its own.';
+            END IF;
+        END IF;
+        LOCK TABLE billing.usage_events IN SHARE ROW EXCLUSIVE MODE;
     END $$;
     -- Counters and aggregates of usage that was counted one way would be wrong read another way.
     CREATE OR REPLACE FUNCTION billing._keep_aggregation() RETURNS trigger
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
     BEGIN
+        PERFORM billing._hold_usage(old.name);
+        IF (old.kind, old.aggregation) IS NOT DISTINCT FROM (new.kind, new.aggregation) THEN
+            RETURN new;     -- another scale: the counters are others, and are loaded anew
+        END IF;
         IF EXISTS (SELECT FROM billing.usage_events e WHERE e.metric = old.name)
            OR EXISTS (SELECT FROM billing.usage_aggregates a WHERE a.metric = old.name)
            OR EXISTS (SELECT FROM billing.reservations r WHERE r.metric = old.name) THEN
@@ -236,9 +255,10 @@ BEGIN
         RETURN new;
     END $$;
     CREATE OR REPLACE TRIGGER keep_aggregation BEFORE UPDATE ON billing.metrics FOR EACH ROW
-        WHEN ((old.kind, old.aggregation) IS DISTINCT FROM (new.kind, new.aggregation))
+        WHEN ((old.kind, old.aggregation, old.scale) IS DISTINCT FROM (new.kind, new.aggregation, new.scale))
         EXECUTE FUNCTION billing._keep_aggregation();
-    REVOKE ALL ON FUNCTION billing._keep_aggregation(), billing._tenant_quotas_changed(), billing._all_quotas_changed(), billing._count_windows()
+    REVOKE ALL ON FUNCTION billing._keep_aggregation(), billing._tenant_quotas_changed(), billing._all_quotas_changed(), billing._count_windows(),
+        billing._hold_usage(text)
         FROM PUBLIC;
     CREATE OR REPLACE TRIGGER count_windows AFTER INSERT OR UPDATE ON billing.window_limits
         FOR EACH ROW EXECUTE FUNCTION billing._count_windows();

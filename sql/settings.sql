@@ -12,6 +12,9 @@ LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'pg_billing_even
 CREATE FUNCTION billing._open_tick(not_before timestamptz) RETURNS timestamptz[]
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pg_billing_open_tick';
 
+CREATE FUNCTION billing._usage_pending() RETURNS boolean
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pg_billing_usage_pending';
+
 -- Has every backend look at a tenant's quota terms again once this transaction has committed; null: at all tenants'.
 CREATE FUNCTION billing._quotas_changed(tenant_id text) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pg_billing_quotas_changed';

@@ -9,12 +9,12 @@ SELECT FROM billing.create_subscription('delhi', 'standard') \g /dev/null
 CREATE FUNCTION answer(d billing.decision) RETURNS text LANGUAGE sql AS
     'SELECT concat_ws('' '', d.status, d.reason, d.used, ''of'', d.quota, d.cap, ''until'', d.resets_at, d.warning)';
 
--- ten an hour, fifteen a day, of 100,000 a month; the first such limit is in force from the next day on
+-- ten an hour, fifteen a day, of 100,000 a month: of what was used before, too
 SELECT FROM billing.record_usage('acme', 'api_calls', 1000) \g /dev/null
 INSERT INTO billing.plan_window_limits VALUES ('standard', 'api_calls', 'hour', 10), ('standard', 'api_calls', 'day', 15);
-SELECT answer(billing.try_consume('acme', 'api_calls', 11));
+SELECT answer(billing.try_consume('acme', 'api_calls'));
 CALL travel('1 hour');
-SELECT answer(billing.try_consume('acme', 'api_calls', 11));
+SELECT answer(billing.try_consume('acme', 'api_calls'));
 CALL travel('1 day');
 -- all count, the narrowest refuses
 SELECT answer(billing.try_consume('acme', 'api_calls', 10));
