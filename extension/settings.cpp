@@ -12,7 +12,8 @@ int time_shift;
 
 namespace {
 
-int rollup_interval, stripe_concurrency, stripe_timeout, submit_interval;
+int dedup_window, event_retention, rollup_interval;
+int stripe_concurrency, stripe_timeout, submit_interval;
 char *stripe_api_base, *stripe_api_key_file, *stripe_api_version, *stripe_ca_file;
 
 constexpr int kSecondsPerDay = 24 * 60 * 60;
@@ -24,6 +25,14 @@ void define() {
     DefineCustomBoolVariable("pg_billing.database_workers",
                              "Starts background workers that roll up usage and submit it to Stripe.", nullptr,
                              &database_workers, true, PGC_SIGHUP, 0, nullptr, nullptr, nullptr);
+    DefineCustomIntVariable(
+        "pg_billing.dedup_window", "Sets how long idempotency keys are remembered at least.",
+        "An event that is sent again later than that counts again. -1: for ever.", &dedup_window,
+        35 * kSecondsPerDay, -1, PG_INT32_MAX, PGC_SUSET, GUC_UNIT_S, nullptr, nullptr, nullptr);
+    DefineCustomIntVariable(
+        "pg_billing.event_retention", "Sets how long usage events are kept at least.",
+        "Whole days are dropped, once rolled up and submitted to Stripe. -1: kept for ever.",
+        &event_retention, -1, -1, PG_INT32_MAX, PGC_SUSET, GUC_UNIT_S, nullptr, nullptr, nullptr);
     DefineCustomIntVariable("pg_billing.future_limit", "Sets how early an event may be.",
                             "A clock that runs ahead is forgiven this much.", &future_limit, 5 * 60, 0,
                             kSecondsPerDay, PGC_SIGHUP, GUC_UNIT_S, nullptr, nullptr, nullptr);

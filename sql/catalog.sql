@@ -9,16 +9,30 @@ BEGIN
         kind              text NOT NULL CHECK (kind IN ('counter', 'gauge')),
         unit              text NOT NULL,
         aggregation       text NOT NULL DEFAULT 'sum',
+        unique_property   text,
+        dimensions        text[] NOT NULL DEFAULT '{}',
         scale             smallint NOT NULL DEFAULT 6 CHECK (scale BETWEEN 0 AND 9),  -- decimals kept
         stripe_event_name text NOT NULL UNIQUE,
         stripe_product_id text,
         stripe_meter_id   text,
         CHECK (aggregation IN ('sum', 'count', 'max', 'last', 'unique_count') AND kind = 'counter'
-               OR aggregation IN ('time_weighted', 'max') AND kind = 'gauge')
+               OR aggregation IN ('time_weighted', 'max') AND kind = 'gauge'),
+        CONSTRAINT unique_count_has_unique_property
+            CHECK ((aggregation = 'unique_count') = (unique_property IS NOT NULL)),
+        -- few and short enough that a row of usage_breakdown always fits into its index
+        CONSTRAINT dimensions_are_few_and_short
+            CHECK (cardinality(dimensions) <= 5 AND octet_length(array_to_string(dimensions, '', '')) <= 250
+                   AND array_position(dimensions, NULL) IS NULL),
+        CONSTRAINT metrics_with_dimensions_add_up
+            CHECK (cardinality(dimensions) = 0 OR kind = 'gauge' OR aggregation IN ('sum', 'count'))
     );
     COMMENT ON TABLE billing.metrics IS 'what is measured: counters reset each billing period, gauges persist';
     COMMENT ON COLUMN billing.metrics.aggregation IS
         'what a billing period bills: of a counter the sum, count, max, last or unique_count of its events; of a gauge its time_weighted average or its max';
+    COMMENT ON COLUMN billing.metrics.unique_property IS
+        'of a unique_count: the property of an event whose different values are counted';
+    COMMENT ON COLUMN billing.metrics.dimensions IS
+        'properties by which usage can be broken down, counted from their declaration on; up to five, of sums, counts and gauges';
     COMMENT ON COLUMN billing.metrics.scale IS 'decimals a quantity may have; a quantity with more is refused';
 
     CREATE TABLE IF NOT EXISTS billing.plans (

@@ -26,6 +26,7 @@ BEGIN
         CREATE TABLE billing.usage_events_default PARTITION OF billing.usage_events DEFAULT;
     END IF;
     PERFORM billing._install_alerts();
+    PERFORM billing._install_rollup_kinds();
     PERFORM billing._install_quota_triggers();
     PERFORM billing._install_stripe();
     PERFORM billing._install_webhooks();

@@ -44,7 +44,8 @@ END $$;
 -- in which all of the row holds. A plain inlined query: a cache miss of the hot path runs it with a saved plan.
 CREATE FUNCTION billing._quota_in_force(tenant_id text, metric text, at timestamptz)
 RETURNS TABLE (tenant text, metric_name text, kind text, aggregation text, scale smallint, refusal text, quota numeric,
-               cap text, grace numeric, bound numeric, plan text, timezone text, period tstzrange, valid tstzrange)
+               cap text, grace numeric, bound numeric, plan text, timezone text, period tstzrange, valid tstzrange,
+               billing_period tstzrange)
 LANGUAGE sql STABLE AS $$
     SELECT c.tenant_id, m.name, m.kind, m.aggregation, m.scale,
            CASE WHEN o.tenant_id IS NOT NULL THEN NULL
@@ -58,11 +59,13 @@ LANGUAGE sql STABLE AS $$
                 WHEN 'hard' THEN l.quota
                 WHEN 'soft' THEN CASE WHEN l.grace_until <= $3 THEN l.quota ELSE l.quota * coalesce(o.grace, pm.grace) END
            END,
-           s.plan, coalesce(s.timezone, c.timezone), t.period,
-           tstzrange(greatest(lower(t.period), CASE WHEN l.grace_until <= $3 THEN l.grace_until END,
+           s.plan, coalesce(s.timezone, c.timezone),
+           CASE WHEN m.kind = 'gauge' THEN tstzrange('-infinity', 'infinity') ELSE t.billing_period END,
+           tstzrange(greatest(lower(t.billing_period), CASE WHEN l.grace_until <= $3 THEN l.grace_until END,
                               CASE WHEN t.past_due_until <= $3 THEN t.past_due_until END),
-                     least(upper(t.period), CASE WHEN l.grace_until > $3 THEN l.grace_until END,
-                           CASE WHEN t.past_due_until > $3 THEN t.past_due_until END))
+                     least(upper(t.billing_period), CASE WHEN l.grace_until > $3 THEN l.grace_until END,
+                           CASE WHEN t.past_due_until > $3 THEN t.past_due_until END)),
+           t.billing_period
       FROM (SELECT 1) one
       LEFT JOIN billing.metrics m ON m.name = $2
       LEFT JOIN billing.billing_customers c ON c.tenant_id = $1
@@ -73,15 +76,15 @@ LANGUAGE sql STABLE AS $$
       LEFT JOIN billing.quota_overrides o ON o.tenant_id = c.tenant_id AND o.metric = m.name
       CROSS JOIN LATERAL (
         SELECT CASE WHEN s.status = 'past_due' THEN s.past_due_since + p.past_due_grace END AS past_due_until,
-               CASE WHEN m.kind = 'gauge' THEN tstzrange('-infinity', 'infinity')
-                    WHEN $3 >= s.current_period_start AND $3 < s.current_period_end
+               CASE WHEN $3 >= s.current_period_start AND $3 < s.current_period_end
                         THEN tstzrange(s.current_period_start, s.current_period_end)
                     WHEN s.tenant_id IS NOT NULL
                         THEN billing._period_at(s.anchor, s.interval_months, s.timezone, $3)
                     ELSE billing._period_at(timestamp '2000-01-01' AT TIME ZONE c.timezone, 1, c.timezone, $3)
-               END AS period) t
+               END AS billing_period) t
       LEFT JOIN billing.usage_alerts a
-             ON a.tenant_id = c.tenant_id AND a.metric = m.name AND a.period_start = lower(t.period) AND a.threshold = 100
+             ON a.tenant_id = c.tenant_id AND a.metric = m.name AND a.period_start = lower(t.billing_period)
+            AND a.threshold = 100
       CROSS JOIN LATERAL (
         SELECT CASE WHEN o.tenant_id IS NOT NULL THEN o.quota ELSE pm.allowance END AS quota,
                a.raised_at + CASE WHEN o.tenant_id IS NOT NULL THEN o.grace_period ELSE pm.grace_period END AS grace_until) l
@@ -142,10 +145,10 @@ BEGIN
     PERFORM billing._check_tenant(tenant_id);
     PERFORM billing._check_metric(metric);
     IF quota < 0 OR quota IN ('NaN', 'Infinity') OR cap NOT IN ('hard', 'soft', 'none') OR NOT grace >= 1
-       OR grace IN ('NaN', 'Infinity') THEN
-        RAISE EXCEPTION 'quota % with cap "%" and grace % is not valid', quota, cap, grace
+       OR grace IN ('NaN', 'Infinity') OR grace_period < interval '0' THEN
+        RAISE EXCEPTION 'quota % with cap "%", grace % and grace period % is not valid', quota, cap, grace, grace_period
             USING ERRCODE = 'UB032',
-                  HINT = 'The quota is null (unlimited) or not negative; the cap is hard, soft or none; grace is at least 1.';
+                  HINT = 'The quota is null (unlimited) or not negative; the cap is hard, soft or none; grace is at least 1; its period is not negative.';
     END IF;
     IF per IS NOT NULL THEN
         IF per NOT IN ('hour', 'day') OR cap <> 'hard' OR grace IS NOT NULL OR grace_period IS NOT NULL
@@ -243,7 +246,8 @@ BEGIN
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
     BEGIN
         PERFORM billing._hold_usage(old.name);
-        IF (old.kind, old.aggregation) IS NOT DISTINCT FROM (new.kind, new.aggregation) THEN
+        IF (old.kind, old.aggregation, old.unique_property)
+           IS NOT DISTINCT FROM (new.kind, new.aggregation, new.unique_property) THEN
             RETURN new;     -- another scale: the counters are others, and are loaded anew
         END IF;
         IF EXISTS (SELECT FROM billing.usage_events e WHERE e.metric = old.name)
@@ -255,7 +259,8 @@ BEGIN
         RETURN new;
     END $$;
     CREATE OR REPLACE TRIGGER keep_aggregation BEFORE UPDATE ON billing.metrics FOR EACH ROW
-        WHEN ((old.kind, old.aggregation, old.scale) IS DISTINCT FROM (new.kind, new.aggregation, new.scale))
+        WHEN ((old.kind, old.aggregation, old.unique_property, old.scale)
+              IS DISTINCT FROM (new.kind, new.aggregation, new.unique_property, new.scale))
         EXECUTE FUNCTION billing._keep_aggregation();
     REVOKE ALL ON FUNCTION billing._keep_aggregation(), billing._tenant_quotas_changed(), billing._all_quotas_changed(), billing._count_windows(),
         billing._hold_usage(text)

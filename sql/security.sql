@@ -81,7 +81,7 @@ DECLARE
 BEGIN
     FOR f IN
         SELECT p.oid::regprocedure AS signature,
-               p.proname = ANY ('{now,check_quota,explain_decision,get_subscription,get_current_usage,get_usage_summary,is_over_quota,get_usage_percentage,installed_version,_check_bound,_check_tenant,_check_metric,_quota_in_force,_period_at,_period,_tail,_used,_window_at,_window_limits,_used_within}') AS for_tenant,
+               p.proname = ANY ('{now,check_quota,explain_decision,get_subscription,get_current_usage,get_usage_summary,is_over_quota,get_usage_percentage,installed_version,_check_bound,_check_tenant,_check_metric,_quota_in_force,_period_at,_period,_billing_period,_tail,_in_batch,_event_key,_contribution,_dimension,_gauge_peak,_gauge_over,_used,_used_otherwise,_window_at,_window_limits,_used_within,get_billable_usage,get_usage_breakdown}') AS for_tenant,
                p.proname = ANY ('{record_usage,try_consume,consume,reserve,settle,release,set_usage,void_usage,enforce_quota,record_usage_batch,create_customer,create_subscription,begin_request,receive_webhook}') AS for_app,
                p.proname NOT LIKE '\_%' AND p.proname <> 'install' AS for_admin,
                p.proname = ANY ('{_stat_outcomes,_stat_counters,_stat_rollups,_stat_reports,_stat_reset_at,_rollup_lag}') AS for_monitor

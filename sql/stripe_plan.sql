@@ -121,25 +121,34 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     SELECT count(*) FROM requests
 $$;
 
+-- The hours whose total Stripe has not confirmed. Only what adds up over hours is sent by the hour.
+CREATE FUNCTION billing._stripe_due_hours()
+RETURNS TABLE (tenant_id text, metric text, period_start timestamptz, hour timestamptz, quantity numeric,
+               stripe_customer_id text, stripe_event_name text)
+LANGUAGE sql STABLE AS $$
+    SELECT a.tenant_id, a.metric, a.period_start, a.hour, a.quantity, c.stripe_customer_id, m.stripe_event_name
+      FROM billing.usage_aggregates a
+      JOIN billing.metrics m ON m.name = a.metric AND m.kind = 'counter'
+           AND m.aggregation IN ('sum', 'count', 'unique_count')
+      JOIN billing.billing_customers c ON c.tenant_id = a.tenant_id
+      JOIN billing.subscriptions s ON s.tenant_id = a.tenant_id AND s.anchor <= a.period_start
+           AND s.stripe_subscription_id IS NOT NULL AND s.status NOT IN ('canceled', 'incomplete_expired')
+      JOIN billing.subscription_items i ON i.tenant_id = s.tenant_id AND i.subscription_id = s.id AND i.metric = a.metric
+     WHERE a.submitted IS DISTINCT FROM a.quantity AND NOT a.blocked
+$$;
+
 -- Usage: the absolute total of an hour, to a meter that keeps the most recent total per customer and hour
 -- (docs.stripe.com, billing meters, event_time_window): a resend overwrites instead of adding. The oldest hour first,
 -- one hour per customer and meter at a time. Gauges are not billed by their changes and are not sent here.
 CREATE FUNCTION billing._stripe_plan_usage() RETURNS bigint
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     WITH due AS (
-        SELECT DISTINCT ON (a.tenant_id, a.metric)
-               a.tenant_id, a.metric, a.period_start, a.hour, a.quantity, c.stripe_customer_id, m.stripe_event_name
-          FROM billing.usage_aggregates a
-          JOIN billing.metrics m ON m.name = a.metric AND m.kind = 'counter'
-          JOIN billing.billing_customers c ON c.tenant_id = a.tenant_id
-          JOIN billing.subscriptions s ON s.tenant_id = a.tenant_id AND s.anchor <= a.period_start
-               AND s.stripe_subscription_id IS NOT NULL AND s.status NOT IN ('canceled', 'incomplete_expired')
-          JOIN billing.subscription_items i ON i.tenant_id = s.tenant_id AND i.subscription_id = s.id AND i.metric = a.metric
-         WHERE a.submitted IS DISTINCT FROM a.quantity AND NOT a.blocked
-           AND NOT EXISTS (SELECT FROM billing.stripe_outbox o
-                            WHERE o.tenant_id = a.tenant_id AND o.kind = 'meter_event' AND o.subject = a.metric
+        SELECT DISTINCT ON (h.tenant_id, h.metric) h.*
+          FROM billing._stripe_due_hours() h
+         WHERE NOT EXISTS (SELECT FROM billing.stripe_outbox o
+                            WHERE o.tenant_id = h.tenant_id AND o.kind = 'meter_event' AND o.subject = h.metric
                               AND o.state IN ('waiting', 'sending'))
-         ORDER BY a.tenant_id, a.metric, a.hour
+         ORDER BY h.tenant_id, h.metric, h.hour
     ), requests AS (
         SELECT billing._stripe_enqueue(d.tenant_id, 'meter_event', d.metric, 'POST', '/v1/billing/meter_events',
                    jsonb_build_object('event_name', d.stripe_event_name,

@@ -47,7 +47,11 @@ BEGIN
         only_row      boolean PRIMARY KEY DEFAULT true CHECK (only_row),
         folded_before timestamptz NOT NULL,
         unfolded      timestamptz[] NOT NULL,
-        tail          timestamptz NOT NULL      -- no tick before this one is unfolded
+        tail          timestamptz NOT NULL,     -- no tick before this one is unfolded
+        days          timestamptz[] NOT NULL DEFAULT '{}',   -- of each day, the first tick opened: see _closed_by()
+        sweep_part    int NOT NULL DEFAULT 0,   -- of usage_event_keys, and the block in it: where prune_keys() goes on
+        sweep_block   bigint NOT NULL DEFAULT 0,
+        held_back     boolean NOT NULL DEFAULT false        -- retention waits for Stripe, and has said so
     );
     INSERT INTO billing.rollup_state (folded_before, unfolded, tail) VALUES ('-infinity', '{}', '-infinity')
     ON CONFLICT DO NOTHING;
@@ -58,10 +62,14 @@ BEGIN
         metric       text NOT NULL,
         period_start timestamptz NOT NULL,
         hour         timestamptz NOT NULL,          -- UTC hour
-        quantity     numeric NOT NULL,
+        quantity     numeric NOT NULL,              -- of a gauge, by how much its level changed
         events       bigint NOT NULL,
         submitted    numeric,                       -- the total Stripe has confirmed; null: none yet
         blocked      boolean NOT NULL DEFAULT false,  -- Stripe refused it for good: see stripe_outbox
+        last_at      timestamptz,                   -- when the gauge changed last; of a max or last: when the event that
+        recorded_at  timestamptz,                   -- decides occurred, and when it was recorded
+        weighted     numeric,                       -- of a gauge: each change times the seconds to the hour's end, and the
+        peak         numeric,                       -- highest level within the hour, above that before it
         PRIMARY KEY (tenant_id, metric, period_start, hour)
     );
     CREATE INDEX IF NOT EXISTS usage_aggregates_due ON billing.usage_aggregates (tenant_id, metric, hour)

@@ -1,4 +1,5 @@
-// The rollup job: folds new usage into the aggregates, has reservations expire and keeps partitions ahead of time.
+// The rollup job: folds new usage into the aggregates, has reservations expire, keeps partitions ahead of time, and
+// forgets old keys.
 #include "worker/session.hpp"
 #include "worker/settings.hpp"
 
@@ -12,16 +13,36 @@ bool expire(Session &session) {
     });
 }
 
-TimestampTz roll_up(Session &session) {
+// Returns when the next rollup is due.
+TimestampTz fold(Session &session) {
     session.begin_round();
-    // First, and marked as begun before it is: a rollup that fails never keeps partitions from being made, nor
-    // upkeep that fails the rollup from running.
-    if (session.maintenance_due())
-        session.transaction("maintaining partitions", [&] { session.query("SELECT billing.maintain()"); });
     session.transaction("rolling up usage", [&] { session.query("SELECT billing.run_rollup()"); });
     while (expire(session))
         session.serve_interrupts();
     return next_tick(kRollupJob, GetCurrentTimestamp());
+}
+
+// Forgets some old keys, in a transaction that holds its locks for a moment only; false: for now there are no more.
+bool prune(Session &session) {
+    return session.transaction("pruning idempotency keys", [&] {
+        return session.query("SELECT billing.prune_keys(5000) >= 5000").at(0).at(0) == "t";
+    });
+}
+
+TimestampTz roll_up(Session &session) {
+    // First, and marked as begun before it is: a rollup that fails never keeps partitions from being made, nor
+    // upkeep that fails the rollup from running.
+    const bool upkeep = session.maintenance_due();
+    if (upkeep)
+        session.transaction("maintaining partitions", [&] { session.query("SELECT billing.maintain()"); });
+    TimestampTz next = fold(session);
+    // However many keys have come of age, usage goes on being rolled up.
+    while (upkeep && prune(session)) {
+        session.serve_interrupts();
+        if (GetCurrentTimestamp() >= next)
+            next = fold(session);
+    }
+    return next;
 }
 
 }  // namespace

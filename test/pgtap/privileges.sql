@@ -30,19 +30,19 @@ SELECT is_empty($$SELECT a.grantee::regrole, a.privilege_type FROM pg_namespace 
 
 SELECT set_eq($$SELECT relname::text FROM readable WHERE role = 'billing_tenant'$$, ARRAY['metrics', 'plans', 'plan_metrics', 'price_tiers',
     'billing_customers', 'subscriptions', 'subscription_items', 'quota_overrides', 'usage_quotas', 'usage_event_keys', 'usage_events', 'reservations', 'rollup_state', 'plan_window_limits', 'metric_windows', 'window_limits',
-    'usage_aggregates', 'usage_alerts', 'invoices', 'invoice_lines', 'tenant_roles'], 'billing_tenant reads these tables');
+    'usage_aggregates', 'usage_uniques', 'usage_breakdown', 'usage_gauge_changes', 'usage_alerts', 'invoices', 'invoice_lines', 'tenant_roles'], 'billing_tenant reads these tables');
 SELECT set_eq($$SELECT relname FROM readable WHERE role = 'billing_app'$$, $$SELECT relname FROM readable WHERE role = 'billing_tenant'$$,
     'billing_app the same');
 SELECT set_eq($$SELECT relname FROM readable WHERE role = 'billing_admin'$$, $$SELECT relname FROM tables WHERE NOT relispartition$$,
     'billing_admin all');
 SELECT set_eq($$SELECT proname::text FROM callable WHERE role = 'billing_tenant' AND proname NOT LIKE '\_%'$$, ARRAY['now', 'current_tenant', 'installed_version',
-    'check_quota', 'explain_decision', 'get_subscription', 'get_current_usage', 'get_usage_summary', 'is_over_quota', 'get_usage_percentage'],
+    'check_quota', 'explain_decision', 'get_subscription', 'get_current_usage', 'get_usage_summary', 'is_over_quota', 'get_usage_percentage', 'get_billable_usage', 'get_usage_breakdown'],
     'billing_tenant calls what looks at its own');
 SELECT set_eq($$SELECT proname::text FROM callable WHERE role = 'billing_app' EXCEPT SELECT proname FROM callable WHERE role = 'billing_tenant'$$,
     ARRAY['record_usage', 'try_consume', 'consume', 'enforce_quota', 'reserve', 'settle', 'release', 'set_usage', 'void_usage', 'record_usage_batch', 'create_customer', 'create_subscription', 'begin_request', 'receive_webhook'],
     'billing_app records and creates as well');
 SELECT set_eq($$SELECT proname::text FROM callable WHERE role = 'billing_admin' EXCEPT SELECT proname FROM callable WHERE role = 'billing_app'$$,
-    ARRAY['_stat_outcomes', '_stat_counters', '_stat_rollups', '_stat_reports', '_stat_reset_at', '_rollup_lag', 'stat_reset', 'set_quota', 'clear_quota', 'create_api_key', 'revoke_api_key', 'run_rollup', 'expire_reservations', 'maintain', 'run_stripe_sync', 'adopt', 'resume_stripe'],
+    ARRAY['_stat_outcomes', '_stat_counters', '_stat_rollups', '_stat_reports', '_stat_reset_at', '_rollup_lag', 'stat_reset', 'set_quota', 'clear_quota', 'create_api_key', 'revoke_api_key', 'run_rollup', 'expire_reservations', 'maintain', 'prune_keys', 'run_stripe_sync', 'adopt', 'resume_stripe'],
     'billing_admin administers as well');
 SELECT is_empty($$SELECT proname FROM callable WHERE role = 'billing_app' EXCEPT SELECT proname FROM callable WHERE role = 'billing_admin'$$,
     'and does all that billing_app does');

@@ -9,8 +9,12 @@ SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.create_customer(t, t, 'a@a.
 SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.create_subscription(t, 'free') \g /dev/null
 SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.set_quota(t, 'user_seats', 100) \g /dev/null
 SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.set_quota(t, 'api_calls', 100, per => 'day') \g /dev/null
+UPDATE billing.metrics SET dimensions = '{team}' WHERE name = 'user_seats';
+INSERT INTO billing.metrics (name, display_name, kind, unit, aggregation, unique_property, stripe_event_name)
+VALUES ('visitors', 'Visitors', 'counter', 'visitors', 'unique_count', 'visitor', 'visitors');
 SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.record_usage(t, 'user_seats', 90, 'key') \g /dev/null
 SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.reserve(t, 'api_calls', 5) \g /dev/null
+SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.record_usage(t, 'visitors', properties => '{"visitor": 1}') \g /dev/null
 SELECT billing.run_rollup() \g /dev/null
 SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.record_usage(t, 'user_seats', 1, 'key-2') \g /dev/null
 INSERT INTO billing.subscription_items SELECT tenant_id, id, 'api_calls', 'si_1', 'price_1' FROM billing.subscriptions;
@@ -62,6 +66,11 @@ SELECT throws_ok($$SELECT billing.get_usage_summary('bolt')$$, 'UB040', NULL, 'g
 SELECT throws_ok($$SELECT billing.get_usage_percentage('bolt', 'user_seats')$$, 'UB040', NULL, 'get_usage_percentage, too');
 SELECT throws_ok($$SELECT billing.is_over_quota('bolt', 'user_seats')$$, 'UB040', NULL, 'is_over_quota, too');
 SELECT throws_ok($$SELECT billing.get_current_usage('bolt', 'user_seats')$$, 'UB040', NULL, 'get_current_usage, too');
+SELECT throws_ok($$SELECT billing.get_billable_usage('bolt', 'visitors')$$, 'UB040', NULL, 'get_billable_usage, too');
+SELECT throws_ok($$SELECT billing.get_usage_breakdown('bolt', 'user_seats', 'team')$$, 'UB040', NULL, 'get_usage_breakdown, too');
+SELECT is(billing.get_billable_usage('acme', 'visitors'), 1::numeric, 'its own it sees');
+SELECT is(billing.get_billable_usage('acme', 'user_seats'), 91::numeric, 'of a gauge, too');
+SELECT is((SELECT quantity FROM billing.get_usage_breakdown('acme', 'user_seats', 'team')), 91::numeric, 'and broken down');
 SELECT is_empty($$SELECT * FROM billing.get_subscription('bolt')$$, 'get_subscription finds none');
 SELECT throws_ok($$SELECT billing.check_quota('nobody', 'user_seats')$$, 'UB040', NULL, 'whether another tenant exists is not told');
 SELECT throws_ok($$SELECT billing.get_usage_summary('nobody')$$, 'UB040', NULL, 'by no function');
