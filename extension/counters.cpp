@@ -71,8 +71,7 @@ CounterKey make_counter_key(Oid relation, std::string_view tenant, std::string_v
     key.database = MyDatabaseId;
     key.relation = relation;
     key.start = start;
-    key.window = window;
-    key.scale = scale;
+    key.window_and_scale = static_cast<uint8>(static_cast<int>(window) << 4 | scale);
     memcpy(key.metric, metric.data(), metric.size());
     memcpy(key.tenant, tenant.data(), tenant.size());
     return key;
