@@ -48,6 +48,7 @@ SELECT e.metric, e.quantity, e.idempotency_key = id('first')::text AS id_is_key,
 TABLE state;
 -- once
 SELECT answer(billing.settle(id('first'), 3));
+SELECT state, settled_quantity FROM billing.reservations WHERE id = id('first');
 CALL attempt('SELECT billing.release(%L)', 'first');
 TABLE state;
 -- with more than was held, past the cap: the work has happened
