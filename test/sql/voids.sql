@@ -86,6 +86,16 @@ SELECT answer(billing.try_consume('acme', 'jobs', 7, 'j2'));
 SELECT answer(billing.void_usage('acme', 'j1', 'failed'));
 SELECT answer(billing.try_consume('acme', 'jobs', 7, 'j3'));
 SELECT answer(billing.try_consume('acme', 'jobs', 7, 'j4'));
+-- the same when it is loaded anew (another scale is another counter), from what is rolled up and what is not
+UPDATE billing.metrics SET scale = 1 WHERE name = 'jobs';
+SELECT answer(billing.check_quota('acme', 'jobs', 0)), billing.get_current_usage('acme', 'jobs');
+SELECT billing.run_rollup() > 0 AS rolled_up;
+SELECT answer(billing.void_usage('acme', 'j2', 'failed'));
+UPDATE billing.metrics SET scale = 2 WHERE name = 'jobs';
+SELECT answer(billing.check_quota('acme', 'jobs', 0)), billing.get_current_usage('acme', 'jobs');
+SELECT billing.run_rollup() > 0 AS rolled_up;
+UPDATE billing.metrics SET scale = 3 WHERE name = 'jobs';
+SELECT answer(billing.check_quota('acme', 'jobs', 0)), billing.get_current_usage('acme', 'jobs');
 -- a settled reservation, by its id
 SELECT reservation_id AS id FROM billing.reserve('acme', 'llm_tokens', 100) \gset
 SELECT answer(billing.settle(:'id', 60));
