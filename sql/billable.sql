@@ -95,7 +95,8 @@ BEGIN
                AND b.period_start = starts
             UNION ALL
             SELECT billing._dimension(e.properties, dimension),
-                   billing._contribution(m.aggregation, e.quantity, e.void_reason), 1
+                   billing._contribution(m.aggregation, e.quantity, e.void_reason),
+                   billing._contribution('count', e.quantity, e.void_reason)
               FROM billing.usage_events e
              WHERE e.tenant_id = get_usage_breakdown.tenant_id AND billing._in_batch(e.tick, tail)
                AND e.metric = get_usage_breakdown.metric AND e.period_start = starts) u

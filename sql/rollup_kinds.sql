@@ -33,7 +33,7 @@ BEGIN
         hour         timestamptz NOT NULL,
         dimensions   jsonb NOT NULL,                -- those of metrics.dimensions that the events had
         quantity     numeric NOT NULL,
-        events       bigint NOT NULL,
+        events       bigint NOT NULL,               -- without those that were voided
         PRIMARY KEY (tenant_id, metric, period_start, hour, dimensions)
     );
     COMMENT ON TABLE billing.usage_breakdown IS 'usage_aggregates broken down by the dimensions a metric declares';
@@ -181,7 +181,8 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     INSERT INTO billing.usage_breakdown AS b (tenant_id, metric, period_start, hour, dimensions, quantity, events)
     SELECT e.tenant_id, e.metric, e.period_start, date_bin('1 hour', e.occurred_at, 'epoch'), d.dimensions,
-           sum(billing._contribution(m.aggregation, e.quantity, e.void_reason)), count(*)
+           sum(billing._contribution(m.aggregation, e.quantity, e.void_reason)),
+           sum(billing._contribution('count', e.quantity, e.void_reason))
       FROM billing.usage_events e
       JOIN billing.metrics m ON m.name = e.metric
       CROSS JOIN LATERAL (

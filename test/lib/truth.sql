@@ -98,7 +98,8 @@ CREATE VIEW differences AS
     SELECT 'breakdown', c.tenant_id, m.name, d, t.truth, f.found
       FROM billing.billing_customers c, billing.metrics m, unnest(m.dimensions) d,
            LATERAL (SELECT string_agg(format('%s: %s of %s', x.value, x.quantity, x.events), ', ' ORDER BY x.value) AS truth
-                      FROM (SELECT e.properties ->> d AS value, count(*) AS events,
+                      FROM (SELECT e.properties ->> d AS value,
+                                   count(*) FILTER (WHERE void_reason IS NULL) - count(void_reason) AS events,
                                    trim_scale(CASE WHEN m.aggregation = 'count' THEN
                                        count(*) FILTER (WHERE void_reason IS NULL) - count(void_reason)
                                        ELSE sum(e.quantity) END) AS quantity

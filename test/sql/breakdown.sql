@@ -35,6 +35,14 @@ SELECT billing.run_rollup();
 CALL use(2, '{"model": "4"}');
 SELECT * FROM billing.get_usage_breakdown('acme', 'llm_tokens', 'model');
 SELECT * FROM billing.get_usage_breakdown('acme', 'llm_tokens', 'region');
+-- what is voided is out
+SELECT FROM billing.record_usage('acme', 'llm_tokens', 500, 'voided', NULL, '{"model": "large"}') \g /dev/null
+SELECT billing.run_rollup();
+SELECT * FROM billing.get_usage_breakdown('acme', 'llm_tokens', 'model') LIMIT 1;
+SELECT FROM billing.void_usage('acme', 'voided', 'test') \g /dev/null
+SELECT * FROM billing.get_usage_breakdown('acme', 'llm_tokens', 'model') LIMIT 1;
+SELECT billing.run_rollup();
+SELECT * FROM billing.get_usage_breakdown('acme', 'llm_tokens', 'model') LIMIT 1;
 -- by billing period
 CALL use(50, '{"model": "old"}', '11:59');
 SELECT * FROM billing.get_usage_breakdown('acme', 'llm_tokens', 'model', 'previous');

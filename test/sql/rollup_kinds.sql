@@ -33,6 +33,12 @@ SELECT * FROM usage('requests');
 SELECT billing.run_rollup();
 CALL use('requests', 1, '12:01');
 SELECT * FROM usage('requests');
+SELECT status FROM billing.record_usage('acme', 'requests', 7, 'voided');
+SELECT billing.run_rollup();
+SELECT status FROM billing.void_usage('acme', 'voided', 'test');
+SELECT * FROM usage('requests');
+SELECT billing.run_rollup();
+SELECT * FROM usage('requests');
 
 -- max: late or not, it is the greatest that counts
 CALL use('bandwidth', 5, '12:10');
@@ -135,12 +141,20 @@ CALL attempt($$SELECT billing.get_billable_usage('acme', 'user_seats', 'next')$$
 \set ECHO none
 \o /dev/null
 SELECT setseed(0.25);
+CREATE FUNCTION void(tenant text, key text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN (billing.void_usage(tenant, key, 'by chance')).status;
+EXCEPTION WHEN SQLSTATE 'UB000' THEN
+    RETURN SQLSTATE;    -- never recorded, does not add up, or would be below zero
+END $$;
 SELECT CASE WHEN random() < 0.15 THEN 'SELECT billing.run_rollup()'
-            ELSE format($$SELECT billing.record_usage(%L, %L, %s, NULL, %s,
+            WHEN random() < 0.1 THEN format('SELECT void(%L, %L)', tenant, 'event ' || (random() * generate_series)::int)
+            ELSE format($$SELECT billing.record_usage(%L, %L, %s, 'event %s', %s,
                                  jsonb_strip_nulls(jsonb_build_object('visitor', %s, 'model', %s, 'region', %L::text)))$$,
                         tenant, metric,
                         CASE WHEN metric NOT IN ('user_seats', 'storage_gb') THEN (random() * 9)::int::text
                              ELSE format('greatest(%s, -billing.get_current_usage(%L, %L))', (random() * 9 - 4)::int, tenant, metric) END,
+                        generate_series,
                         CASE WHEN random() < 0.3 THEN 'NULL'
                              ELSE format('date_trunc(''hour'', billing.now()) - %L::interval',
                                          make_interval(mins => (random() * 48)::int * 60 - (random() * 3)::int)) END,
@@ -150,7 +164,7 @@ SELECT CASE WHEN random() < 0.15 THEN 'SELECT billing.run_rollup()'
 \gexec
 \o
 \set ECHO all
-SELECT count(*) FROM billing.usage_events;
+SELECT count(*) > 400 AS many, count(void_reason) > 5 AS some_voided FROM billing.usage_events;
 SELECT * FROM differences;
 SELECT billing.run_rollup() > 0;
 SELECT * FROM differences;
