@@ -90,10 +90,12 @@ int Proof::go() {
     if (failure_)
         std::rethrow_exception(failure_);
 
-    std::vector<Event> ledger;
-    for (const auto &client : clients)
+    std::vector<Event> ledger, items;
+    for (const auto &client : clients) {
         ledger.insert(ledger.end(), client->ledger().begin(), client->ledger().end());
-    verify(run_, db_, ledger);
+        items.insert(items.end(), client->items().begin(), client->items().end());
+    }
+    verify(run_, db_, ledger, items);
 
     const Totals &totals = run_.totals;
     const long faults =

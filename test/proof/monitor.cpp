@@ -8,15 +8,16 @@ using namespace std::chrono_literals;
 
 namespace {
 
-// Committed usage is read from the statement's snapshot, the counter after it: the counter holds at least as much, and
-// neither is above the cap.
+// Committed usage is read from the statement's snapshot, the counter after it. Neither is above the cap, no gauge below zero,
+// and where usage only grows, the counter holds at least as much.
 constexpr const char *kLook =
-    "SELECT u.tenant, u.metric, u.committed, q.used, q.quota, u.committed > q.quota OR q.used > q.quota,"
+    "SELECT u.tenant, u.metric, u.committed, q.used, q.quota,"
+    "       u.committed > q.quota OR q.used > q.quota OR u.committed < 0,"
     "       u.metric = 'api_calls' AND q.used < u.committed, u.metric = 'api_calls' AND q.remaining < 8, "
     "u.number"
     "  FROM (SELECT number, tenant, metric, billing.get_current_usage(tenant, metric) AS committed"
     "          FROM unnest($1::int[]) number, concat('tenant-', number) tenant,"
-    "               unnest('{api_calls,storage_gb}'::text[]) metric OFFSET 0) u,"
+    "               unnest('{api_calls,storage_gb,user_seats}'::text[]) metric OFFSET 0) u,"
     "       LATERAL billing.check_quota(u.tenant, u.metric, 0) q";
 
 constexpr const char *kQuota = "SELECT quota FROM billing.check_quota($1, $2, 0)";
@@ -31,8 +32,7 @@ void Monitor::work() {
         } catch (const Broken &) {
             db_.reconnect();
         } catch (const SqlError &e) {
-            // No room for another counter; or a rollup wrote beside the same quotas in another order.
-            if (e.state != "UB051" && e.state != "40P01")
+            if (e.state != "UB051")  // no room for another counter
                 run_.wrong(run_.totals.other, e.what());
             run_.totals.refused++;
             db_.reconnect();

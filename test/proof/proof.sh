@@ -7,7 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../lib/e2e.sh"
 proof_start() {
     CLIENTS=$1
     cluster_start proof pg_billing.rollup_interval=1 "pg_billing.max_counters=$((CLIENTS * 12))" \
-        fsync=on commit_delay=1000 commit_siblings=1
+        fsync=on commit_delay=1000 commit_siblings=1 deadlock_timeout=100ms
 }
 
 # proof DATABASE OPTIONS…: one proof, in a new database.

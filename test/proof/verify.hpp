@@ -15,6 +15,6 @@ void set_up(Run &run, Connection &db);
 void compare_counters(Run &run, Connection &db);
 
 // Compares what the clients know with what the tables hold, event by event and in total.
-void verify(Run &run, Connection &db, const std::vector<Event> &ledger);
+void verify(Run &run, Connection &db, const std::vector<Event> &ledger, const std::vector<Event> &items);
 
 }  // namespace pg_billing::proof
