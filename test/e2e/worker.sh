@@ -154,8 +154,8 @@ for victim in stripe launcher; do
 done
 
 # A server that stops dead after Stripe acted and before it answered: totals agree afterwards, at Stripe too.
+fault '{"method": "POST", "path_prefix": "/v1/billing/meter_events", "fault": "timeout", "effect": true, "times": 3}'
 for _ in 1 2 3 4 5 6; do use; done
-fault '{"method": "POST", "path_prefix": "/v1/", "fault": "timeout", "effect": true, "probability": 0.5}'
 sql "SELECT billing.run_rollup(); SELECT billing._wake_worker('stripe')" >/dev/null
 wait_until true_in_sql "EXISTS (SELECT FROM billing.stripe_outbox WHERE state = 'sending')"
 cluster_crash main
