@@ -5,7 +5,8 @@
 
 # PostgreSQL frees no memory at exit, and measures its stack by the addresses of local variables. UBSan without ASan
 # never sees its options: it first looks for them when PostgreSQL has overwritten its environment with its title.
-export ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0:abort_on_error=1
+# stdbuf preloads a library before ASan's, which does not matter here.
+export ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0:abort_on_error=1:verify_asan_link_order=0
 export UBSAN_OPTIONS=print_stacktrace=1
 
 # sanitizer_reports DIRECTORY: prints what sanitizers and assertions said in the logs below it; fails when nothing.
