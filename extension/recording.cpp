@@ -1,7 +1,10 @@
 #include "extension/recording.hpp"
 
+#include <optional>
+
 #include "extension/ledger.hpp"
 #include "extension/metering.hpp"
+#include "extension/sqlstate.hpp"
 #include "extension/ticks.hpp"
 
 namespace pg_billing {
@@ -25,13 +28,23 @@ Decision record(const Call &call, Terms &cached, int64 units, bool enforced, Ter
     }
     const bool counted = terms.adds_up();
     Fit fit{true, 0, 0};
-    if (counted) {
-        if (enforced) {
+    std::optional<Failure> below_zero;
+    try {
+        if (counted && enforced) {
             fit = reserve_room(call, cached, units, terms);
-        } else {
+        } else if (counted) {
             fit = reserve(call, cached, units, false);
             terms = cached;
         }
+    } catch (const Failure &failure) {
+        if (failure.sqlstate() != sqlstate::kBelowZero)
+            throw;
+        below_zero = failure;
+    }
+    if (below_zero) {
+        if (!key_known(call))
+            throw *below_zero;
+        return decide_allowed("duplicate", terms, pg_billing::fit(call, cached, 0).used);
     }
     if (!fit.fits)
         return key_known(call) ? decide_allowed("duplicate", terms, fit.used)

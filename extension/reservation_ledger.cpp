@@ -42,22 +42,16 @@ Statement update_state(
     kEndTypes);
 
 constexpr Oid kExpireAnyTypes[] = {TIMESTAMPTZOID, INT4OID};
-Statement expire_any(
-    "WITH due AS (SELECT r.tenant_id, r.id FROM billing.reservations r"
-    "              WHERE r.state = 'held' AND r.expires_at <= $1"
-    "              ORDER BY r.expires_at LIMIT $2 FOR UPDATE SKIP LOCKED)"
-    " UPDATE billing.reservations r SET state = 'expired' FROM due"
-    "  WHERE r.tenant_id = due.tenant_id AND r.id = due.id RETURNING" RESERVATION_COLUMNS,
-    kExpireAnyTypes);
+Statement lock_expired_any("SELECT" RESERVATION_COLUMNS
+                           " FROM billing.reservations r WHERE r.state = 'held' AND r.expires_at <= $1"
+                           " ORDER BY r.expires_at LIMIT $2 FOR UPDATE SKIP LOCKED",
+                           kExpireAnyTypes);
 
 constexpr Oid kExpireOfTypes[] = {TEXTOID, TEXTOID, TIMESTAMPTZOID, INT4OID};
-Statement expire_of(
-    "WITH due AS (SELECT r.tenant_id, r.id FROM billing.reservations r"
-    "              WHERE r.tenant_id = $1 AND r.metric = $2 AND r.state = 'held' AND r.expires_at <= $3"
-    "              LIMIT $4 FOR UPDATE SKIP LOCKED)"
-    " UPDATE billing.reservations r SET state = 'expired' FROM due"
-    "  WHERE r.tenant_id = due.tenant_id AND r.id = due.id RETURNING" RESERVATION_COLUMNS,
-    kExpireOfTypes);
+Statement lock_expired_of("SELECT" RESERVATION_COLUMNS
+                          " FROM billing.reservations r WHERE r.tenant_id = $1 AND r.metric = $2"
+                          "   AND r.state = 'held' AND r.expires_at <= $3 LIMIT $4 FOR UPDATE SKIP LOCKED",
+                          kExpireOfTypes);
 
 constexpr Oid kForgetTypes[] = {TIMESTAMPTZOID, INT4OID};
 Statement delete_ended(
@@ -164,15 +158,15 @@ void end_reservation(const Reservation &r, ReservationState state, Numeric settl
     leave(saved);
 }
 
-Reservation *expire_reservations(Datum tenant, Datum metric, TimestampTz now, int limit, uint64 *count) {
+Reservation *lock_expired(Datum tenant, Datum metric, TimestampTz now, int limit, uint64 *count) {
     const MemoryContext memory = CurrentMemoryContext;
     const Identity saved = enter_as_owner();
     if (tenant) {
         const Datum values[] = {tenant, metric, TimestampTzGetDatum(now), Int32GetDatum(limit)};
-        *count = expire_of.write_latest(values);
+        *count = lock_expired_of.write_latest(values);
     } else {
         const Datum values[] = {TimestampTzGetDatum(now), Int32GetDatum(limit)};
-        *count = expire_any.write_latest(values);
+        *count = lock_expired_any.write_latest(values);
     }
     auto *expired =
         static_cast<Reservation *>(MemoryContextAlloc(memory, (*count + 1) * sizeof(Reservation)));

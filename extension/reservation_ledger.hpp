@@ -45,9 +45,9 @@ bool lock_reservation(const pg_uuid_t &id, const char *tenant, Reservation *rese
 // Ends a reservation whose row is locked; `settled`: what was used, null if it was not settled.
 void end_reservation(const Reservation &reservation, ReservationState state, Numeric settled);
 
-// Marks reservations that have expired, of a tenant and metric or, if these are 0, of any; not those that somebody has
-// locked, and at most `limit`. Returns them, and how many.
-Reservation *expire_reservations(Datum tenant, Datum metric, TimestampTz now, int limit, uint64 *count);
+// Locks reservations that are held but have expired, of a tenant and metric or, if these are 0, of any; not those that
+// somebody else has locked, and at most `limit`. Returns them, and how many.
+Reservation *lock_expired(Datum tenant, Datum metric, TimestampTz now, int limit, uint64 *count);
 
 // Deletes reservations that have ended and would have expired before that time, at most `limit`; returns how many.
 uint64 forget_reservations(TimestampTz before, int limit);

@@ -76,11 +76,13 @@ Fit give_back(const Reservation &reservation, const Call &call, Terms &terms) {
 uint64 expire(Datum tenant, Datum metric, TimestampTz now, int limit) {
     uint64 count;
     const Reservation *expired =
-        pg_call([&] { return ledger::expire_reservations(tenant, metric, now, limit, &count); });
+        pg_call([&] { return ledger::lock_expired(tenant, metric, now, limit, &count); });
     for (uint64 i = 0; i < count; i++) {
         const Call call = call_of(expired[i]);
         Terms terms = with_period(terms_of(call), expired[i].period_start);
         give_back(expired[i], call, terms);
+        // Not before: a counter that is loaded has to find it held.
+        pg_call([&] { ledger::end_reservation(expired[i], State::expired, nullptr); });
     }
     return count;
 }

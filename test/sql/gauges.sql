@@ -134,3 +134,12 @@ SET ROLE gauges_tenant;
 CALL attempt($$SELECT billing.set_usage('acme', 'user_seats', 1)$$);
 RESET ROLE;
 DROP ROLE gauges_tenant;
+
+-- what lowered a gauge and is sent again is known, whatever is left to lower
+SELECT FROM billing.create_customer('twice', 'Twice', 't@t.example', stripe => false) \g /dev/null
+SELECT FROM billing.create_subscription('twice', 'free') \g /dev/null
+SELECT status, used FROM billing.record_usage('twice', 'user_seats', 2, 'up');
+SELECT status, used FROM billing.try_consume('twice', 'user_seats', -2, 'down');
+SELECT status, used FROM billing.try_consume('twice', 'user_seats', -2, 'down');
+SELECT status, used FROM billing.record_usage('twice', 'user_seats', -2, 'down');
+CALL attempt($$SELECT billing.record_usage('twice', 'user_seats', -2, 'further')$$);

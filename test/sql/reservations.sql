@@ -306,3 +306,15 @@ CALL attempt($$SELECT billing.release('00000000-0000-4000-8000-000000000001')$$)
 CALL attempt($$SELECT billing.expire_reservations()$$);
 RESET ROLE;
 DROP ROLE reservations_tenant;
+
+-- a counter that is loaded only when reservations expire has their quantity to give back, once
+RESET ROLE;
+RESET pg_billing.tenant_id;
+SELECT FROM billing.create_customer('late', 'Late', 'l@l.example', stripe => false) \g /dev/null
+SELECT FROM billing.create_subscription('late', 'free') \g /dev/null
+SELECT status, used FROM billing.reserve('late', 'agent_executions', 5, '1 minute');
+SELECT FROM billing.record_usage('late', 'agent_executions', 2) \g /dev/null
+CALL travel('1 hour');
+UPDATE billing.metrics SET scale = 1 WHERE name = 'agent_executions';
+SELECT billing.expire_reservations() > 0 AS expired;
+SELECT used FROM billing.check_quota('late', 'agent_executions');
