@@ -143,16 +143,12 @@ Admitted admit_all(const Batch &batch, Groups &groups) {
         if (!event->rejection)
             sound.events[sound.count++] = event;
     }
-    pg_call([&] {
-        EventKeys keys;
-        for (int i = 0; i < sound.count; i++) {
-            BatchEvent *event = sound.events[i];
-            event->key.tenant = event->call.tenant;
-            if (event->call.key)
-                event->key.key = keys.stored(event->call.key_text);
-        }
-        keys.finish();
-    });
+    for (int i = 0; i < sound.count; i++) {
+        BatchEvent *event = sound.events[i];
+        event->key.tenant = event->call.tenant;
+        if (event->call.key)
+            event->key.key = event_key(event->call.key_text);
+    }
     std::sort(sound.events, sound.events + sound.count, Order());
     Admitted admitted{sound.events, 0};
     for (int i = 0; i < sound.count; i++) {

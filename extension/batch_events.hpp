@@ -5,7 +5,7 @@
 #pragma once
 
 #include "extension/call.hpp"
-#include "extension/ledger_batch.hpp"
+#include "extension/ledger_write.hpp"
 
 namespace pg_billing {
 

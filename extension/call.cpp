@@ -5,6 +5,7 @@
 #include "extension/quantity.hpp"
 #include "extension/settings.hpp"
 #include "extension/sqlstate.hpp"
+#include "extension/usage_tables.hpp"
 
 extern "C" {
 #include "storage/lmgr.h"
@@ -104,7 +105,7 @@ std::string shown(const pg_uuid_t &value) {
 Call begin_call() {
     Call call{};
     call.now = call.occurred_at = business_now();
-    call.relation = pg_call([] { return ledger::events_relation(); });
+    call.relation = pg_call([] { return ledger::usage_table(ledger::UsageTable::events); });
     if (!OidIsValid(call.relation))
         throw Failure(sqlstate::kNotInstalled, "pg_billing has no tables in this database",
                       "Run SELECT billing.install() as a superuser.");
@@ -177,7 +178,8 @@ void require_writable() {
     pg_call([] {
         PreventCommandIfReadOnly("usage recording");
         PreventCommandDuringRecovery("usage recording");
-        if (const Oid events = ledger::events_relation(); OidIsValid(events))
+        PreventCommandIfParallelMode("usage recording");
+        if (const Oid events = ledger::usage_table(ledger::UsageTable::events); OidIsValid(events))
             LockRelationOid(events, RowExclusiveLock);
     });
 }

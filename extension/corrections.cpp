@@ -2,7 +2,7 @@
 //
 // Both add an event and change none: a gauge's event is the difference to its level so far, a voided event's counterpart
 // is the same with the quantity negated. So aggregates, Stripe and every reader see a correction as they see usage.
-#include "extension/ledger.hpp"
+#include "extension/ledger_write.hpp"
 #include "extension/metering.hpp"
 #include "extension/quantity.hpp"
 #include "extension/sqlstate.hpp"

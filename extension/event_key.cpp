@@ -1,29 +1,21 @@
 #include "extension/event_key.hpp"
 
-#include "extension/guard.hpp"
+#define XXH_INLINE_ALL
+#include <xxhash.h>
 
-extern "C" {
-#include "common/sha2.h"
-}
+#include <cstring>
+
+#include "extension/guard.hpp"
 
 namespace pg_billing {
 
-EventKeys::EventKeys() : context_(pg_cryptohash_create(PG_SHA256)) {}
-
-pg_uuid_t EventKeys::stored(std::string_view idempotency_key) {
-    uint8 digest[PG_SHA256_DIGEST_LENGTH];
-    if (pg_cryptohash_init(context_) < 0 ||
-        pg_cryptohash_update(context_, reinterpret_cast<const uint8 *>(idempotency_key.data()),
-                             idempotency_key.size()) < 0 ||
-        pg_cryptohash_final(context_, digest, sizeof(digest)) < 0)
-        elog(ERROR, "could not compute SHA-256: %s", pg_cryptohash_error(context_));
+pg_uuid_t event_key(std::string_view idempotency_key) {
+    XXH128_canonical_t hash;
+    XXH128_canonicalFromHash(&hash, XXH3_128bits(idempotency_key.data(), idempotency_key.size()));
     pg_uuid_t key;
-    memcpy(key.data, digest, sizeof(key.data));
+    static_assert(sizeof(key.data) == sizeof(hash.digest));
+    memcpy(key.data, hash.digest, sizeof(key.data));
     return key;
-}
-
-void EventKeys::finish() {
-    pg_cryptohash_free(context_);
 }
 
 }  // namespace pg_billing

@@ -2,27 +2,15 @@
 
 #include <cstring>
 
-#include "extension/event_key.hpp"
 #include "extension/quantity.hpp"
 #include "extension/statement.hpp"
 
 extern "C" {
-#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
-#include "utils/inval.h"
-#include "utils/lsyscache.h"
 }
 
 namespace pg_billing::ledger {
 namespace {
-
-// billing.usage_events, as long as no invalidation says that it may be another.
-Oid events = InvalidOid;
-
-void forget_events(Datum, Oid relation) {
-    if (relation == events || !OidIsValid(relation))
-        events = InvalidOid;
-}
 
 constexpr Oid kTermsTypes[] = {TEXTOID, TEXTOID, TIMESTAMPTZOID};
 Statement select_terms(
@@ -48,21 +36,6 @@ constexpr Oid kKeyTypes[] = {TEXTOID, TEXTOID};
 Statement select_key(
     "SELECT FROM billing.usage_event_keys k WHERE k.tenant_id = $1 AND k.key = billing._event_key($2)",
     kKeyTypes);
-
-constexpr Oid kInsertKeyTypes[] = {TEXTOID, UUIDOID, TIMESTAMPTZOID};
-Statement insert_key(
-    "INSERT INTO billing.usage_event_keys (tenant_id, key, tick) VALUES ($1, $2, $3)"
-    " ON CONFLICT DO NOTHING",
-    kInsertKeyTypes);
-
-constexpr Oid kInsertEventTypes[] = {TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID,
-                                     TEXTOID,        NUMERICOID,     TEXTOID,        JSONBOID};
-Statement insert_event(
-    "INSERT INTO billing.usage_events (tick, occurred_at, recorded_at, period_start, tenant_id, metric, "
-    "quantity,"
-    "                                  idempotency_key, properties) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, "
-    "$9)",
-    kInsertEventTypes);
 
 bool bool_column(int number) {
     bool is_null;
@@ -100,18 +73,6 @@ Datum text_datum(std::string_view text) {
 }
 
 }  // namespace
-
-Oid events_relation() {
-    if (!OidIsValid(events)) {
-        const Oid schema = get_namespace_oid("billing", true);
-        events = OidIsValid(schema) ? get_relname_relid("usage_events", schema) : InvalidOid;
-    }
-    return events;
-}
-
-void init() {
-    CacheRegisterRelcacheCallback(forget_events, 0);
-}
 
 Terms read_terms(std::string_view tenant, std::string_view metric, TimestampTz at) {
     const Datum values[] = {text_datum(tenant), text_datum(metric), TimestampTzGetDatum(at)};
@@ -179,33 +140,6 @@ TimestampTz folded_before() {
     const TimestampTz folded = time_column(1);
     leave(saved);
     return folded;
-}
-
-bool write_event(const Event &event) {
-    const Identity saved = enter_as_owner();
-    bool fresh = true;
-    if (event.key) {
-        const text *key = DatumGetTextPP(event.key);
-        const pg_uuid_t stored = event_key({VARDATA_ANY(key), VARSIZE_ANY_EXHDR(key)});
-        const Datum values[] = {event.tenant, UUIDPGetDatum(&stored), TimestampTzGetDatum(event.tick)};
-        fresh = insert_key.write(values, nullptr) > 0;
-    }
-    if (fresh) {
-        const Datum values[] = {TimestampTzGetDatum(event.tick),
-                                TimestampTzGetDatum(event.occurred_at),
-                                TimestampTzGetDatum(event.recorded_at),
-                                TimestampTzGetDatum(event.period_start),
-                                event.tenant,
-                                event.metric,
-                                event.quantity,
-                                event.key,
-                                event.properties};
-        const char nulls[] = {
-            ' ', ' ', ' ', ' ', ' ', ' ', ' ', event.key ? ' ' : 'n', event.properties ? ' ' : 'n'};
-        insert_event.write(values, nulls);
-    }
-    leave(saved);
-    return fresh;
 }
 
 bool key_known(Datum tenant, Datum key) {

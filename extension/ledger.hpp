@@ -21,18 +21,6 @@ extern "C" {
 
 namespace pg_billing::ledger {
 
-struct Event {
-    Datum tenant, metric, quantity, key, properties;  // key, properties: 0 if none
-    TimestampTz tick, occurred_at, recorded_at, period_start;
-    Datum void_reason = 0;  // of a row that takes back another; 0 of any other
-};
-
-// Returns the OID of billing.usage_events; InvalidOid if install() was not run.
-Oid events_relation();
-
-// Registers what keeps events_relation() true; called once, while preloading.
-void init();
-
 // Returns the terms in force at a time.
 Terms read_terms(std::string_view tenant, std::string_view metric, TimestampTz at);
 
@@ -46,9 +34,6 @@ Total total_used(std::string_view tenant, std::string_view metric, int scale, Wi
 
 // Returns the tick before which the rollup has folded all events, but for some late ones.
 TimestampTz folded_before();
-
-// Writes the event and its key; false if the key is known (nothing is written then).
-bool write_event(const Event &event);
 
 // Tells whether the key is known, as of now.
 bool key_known(Datum tenant, Datum key);

@@ -5,12 +5,12 @@
 #include "extension/counters.hpp"
 #include "extension/direct_writes.hpp"
 #include "extension/journal.hpp"
-#include "extension/ledger.hpp"
 #include "extension/pg.hpp"
 #include "extension/settings.hpp"
 #include "extension/stats.hpp"
 #include "extension/terms.hpp"
 #include "extension/ticks.hpp"
+#include "extension/usage_tables.hpp"
 #include "extension/worker_state.hpp"
 
 extern "C" {
@@ -65,7 +65,7 @@ void _PG_init(void) {
     shmem_request_hook = request_shared_memory;
     next_shmem_startup = shmem_startup_hook;
     shmem_startup_hook = start_shared_memory;
-    pg_billing::ledger::init();
+    pg_billing::ledger::init_usage_tables();
     pg_billing::stats::init();
     pg_billing::terms::init();
     pg_billing::ticks::init();

@@ -12,6 +12,7 @@ extern "C" {
 
 #include "access/xact.h"
 #include "catalog/pg_database.h"
+#include "executor/executor.h"
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
@@ -59,5 +60,28 @@ inline List *requested_rights(List *range_table, bool) {
     return range_table;
 }
 #endif
+
+// Adds the row's entries to the indexes. With `conflict`, a unique index that has the key already sets that; else it
+// raises.
+inline void insert_index_entries(ResultRelInfo *target, TupleTableSlot *slot, EState *state, bool *conflict) {
+    list_free(ExecInsertIndexTuples(target, slot, state, false, conflict != nullptr, conflict, NIL
+#if PG_VERSION_NUM >= 160000
+                                    ,
+                                    false
+#endif
+                                    ));
+    ResetPerTupleExprContext(state);
+}
+
+// Tells whether a unique index has the row's key, and where; waits for whoever is about to write it.
+inline bool index_conflict(ResultRelInfo *target, TupleTableSlot *slot, EState *state, ItemPointer found) {
+#if PG_VERSION_NUM >= 180000
+    ItemPointerData none;
+    ItemPointerSetInvalid(&none);
+    return !ExecCheckIndexConstraints(target, slot, state, found, &none, NIL);
+#else
+    return !ExecCheckIndexConstraints(target, slot, state, found, NIL);
+#endif
+}
 
 }  // namespace pg_billing

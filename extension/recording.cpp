@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "extension/ledger.hpp"
+#include "extension/ledger_write.hpp"
 #include "extension/metering.hpp"
 #include "extension/sqlstate.hpp"
 #include "extension/ticks.hpp"

@@ -1,7 +1,7 @@
 #include "extension/reservations.hpp"
 
 #include "extension/clock.hpp"
-#include "extension/ledger.hpp"
+#include "extension/ledger_write.hpp"
 #include "extension/metering.hpp"
 #include "extension/quantity.hpp"
 #include "extension/reservation_ledger.hpp"

@@ -1,6 +1,6 @@
 #include "extension/statement.hpp"
 
-#include "extension/ledger.hpp"
+#include "extension/usage_tables.hpp"
 
 extern "C" {
 #include "catalog/pg_class.h"
@@ -32,7 +32,8 @@ Identity enter(Oid user, int extra_context) {
 }
 
 Identity enter_as_owner() {
-    return enter(owner_of(events_relation()), SECURITY_LOCAL_USERID_CHANGE | SECURITY_NOFORCE_RLS);
+    return enter(owner_of(usage_table(UsageTable::events)),
+                 SECURITY_LOCAL_USERID_CHANGE | SECURITY_NOFORCE_RLS);
 }
 
 void leave(const Identity &saved) {

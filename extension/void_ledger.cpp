@@ -6,6 +6,7 @@
 extern "C" {
 #include "catalog/pg_type.h"
 #include "utils/datum.h"
+#include "utils/numeric.h"
 }
 
 namespace pg_billing::ledger {
@@ -28,13 +29,6 @@ Statement mark_voided(
     "UPDATE billing.usage_event_keys SET voided_at = $3"
     " WHERE tenant_id = $1 AND key = $2",
     kMarkTypes);
-
-constexpr Oid kInsertTypes[] = {TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID,
-                                TEXTOID,        NUMERICOID,     TEXTOID,        JSONBOID,       TEXTOID};
-Statement insert_void(
-    "INSERT INTO billing.usage_events (tick, occurred_at, recorded_at, period_start, tenant_id, metric, "
-    "quantity, idempotency_key, properties, void_reason) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
-    kInsertTypes);
 
 pg_uuid_t stored(Datum key) {
     return event_key(text_view(key));
@@ -79,19 +73,8 @@ bool find_event(Datum tenant, Datum key, TimestampTz tick, Event *event) {
 }
 
 void write_void(const Event &event) {
+    write_events(&event, 1);
     const Identity saved = enter_as_owner();
-    const Datum row[] = {TimestampTzGetDatum(event.tick),
-                         TimestampTzGetDatum(event.occurred_at),
-                         TimestampTzGetDatum(event.recorded_at),
-                         TimestampTzGetDatum(event.period_start),
-                         event.tenant,
-                         event.metric,
-                         event.quantity,
-                         event.key,
-                         event.properties,
-                         event.void_reason};
-    const char nulls[] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' ', event.properties ? ' ' : 'n', ' '};
-    insert_void.write(row, nulls);
     const pg_uuid_t stored_key = stored(event.key);
     const Datum key[] = {event.tenant, UUIDPGetDatum(&stored_key), TimestampTzGetDatum(event.recorded_at)};
     if (mark_voided.write_latest(key) != 1)

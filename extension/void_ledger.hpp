@@ -6,7 +6,7 @@
 // of the caller.
 #pragma once
 
-#include "extension/ledger.hpp"
+#include "extension/ledger_write.hpp"
 
 namespace pg_billing::ledger {
 

@@ -1,14 +1,23 @@
-// Batches in the ledger: any number of keys, or of events, in one statement. As ledger.hpp says of all of it: plain
-// calls into PostgreSQL, to be used inside pg_call().
+// Writes events and their keys, one or any number of them at once. As ledger.hpp says of the reading side: plain calls
+// into PostgreSQL, to be used inside pg_call().
 #pragma once
 
-#include "extension/ledger.hpp"
+#include "extension/pg.hpp"
 
 extern "C" {
 #include "utils/uuid.h"
 }
 
 namespace pg_billing::ledger {
+
+struct Event {
+    Datum tenant, metric, quantity, key, properties;  // key, properties: 0 if none
+    TimestampTz tick, occurred_at, recorded_at, period_start;
+    Datum void_reason = 0;  // of a row that takes back another; 0 of any other
+};
+
+// Writes the event and its key; false if the key is known (nothing is written then).
+bool write_event(const Event &event);
 
 struct Key {
     Datum tenant;
@@ -26,7 +35,7 @@ void write_keys(Key *keys, int count, TimestampTz tick);
 // Takes back a key that this transaction has written.
 void forget_key(const Key &key);
 
-// Writes events of one tick that were recorded at one time; their keys are written already.
+// Writes events of one tick; their keys are written already.
 void write_events(const Event *events, int count);
 
 }  // namespace pg_billing::ledger
