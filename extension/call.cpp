@@ -11,7 +11,9 @@ extern "C" {
 #include "storage/lmgr.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
+#include "utils/inval.h"
 #include "utils/jsonb.h"
+#include "utils/syscache.h"
 }
 
 namespace pg_billing {
@@ -30,12 +32,32 @@ Failure unknown_metric(const Call &call) {
                    "SELECT name FROM billing.metrics lists the metrics.");
 }
 
+// The user asked about last, until a role or a membership changes.
+struct {
+    Oid user;
+    bool is_service;
+} known;
+
+void forget_known(Datum, int, uint32) {
+    known.user = InvalidOid;
+}
+
 bool is_service() {
-    return superuser() || has_privs_of_role(GetUserId(), get_role_oid("billing_app", false)) ||
-           has_privs_of_role(GetUserId(), get_role_oid("billing_admin", false));
+    const Oid user = GetUserId();
+    if (known.user != user) {
+        known.is_service = superuser() || has_privs_of_role(user, get_role_oid("billing_app", false)) ||
+                           has_privs_of_role(user, get_role_oid("billing_admin", false));
+        known.user = user;
+    }
+    return known.is_service;
 }
 
 }  // namespace
+
+void init_calls() {
+    CacheRegisterSyscacheCallback(AUTHOID, forget_known, 0);
+    CacheRegisterSyscacheCallback(AUTHMEMMEMROLE, forget_known, 0);
+}
 
 std::string shown(std::string_view value) {
     const int size = static_cast<int>(value.size());

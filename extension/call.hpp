@@ -23,6 +23,9 @@ struct Call {
     TimestampTz now, occurred_at;
 };
 
+// Registers what keeps true what is remembered of callers; called once, while preloading.
+void init_calls();
+
 // What of a value is shown in a message: whole characters, and not so many that they crowd out the rest.
 std::string shown(std::string_view value);
 std::string shown(Numeric value);
@@ -40,13 +43,6 @@ void check_tenant(const Call &call);
 void check_key(const Call &call);
 void check_time(const Call &call);
 void check_properties(const Call &call);
-
-// Returns a call of now that asks for nothing yet; raises if install() was not run.
-Call begin_call();
-
-// Raise unless tenant and metric, or the rest of what a caller says of an event, are well-formed.
-void check_names(const Call &call);
-void check_event(const Call &call);
 
 // Reads and checks the arguments that all verbs have: tenant, metric and quantity; and that the caller may make it.
 Call read_call(FunctionCallInfo fcinfo);

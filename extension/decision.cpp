@@ -74,7 +74,10 @@ Datum row_datum(FunctionCallInfo fcinfo, int columns, Datum *values, bool *nulls
     Oid type = get_fn_expr_rettype(fcinfo->flinfo);
     if (!OidIsValid(type))
         type = get_func_rettype(fcinfo->flinfo->fn_oid);
-    TupleDesc row = lookup_type_cache(type, TYPECACHE_TUPDESC)->tupDesc;
+    static TypeCacheEntry *cached;  // entries stay where they are; what is outdated in them goes
+    if (!cached || cached->type_id != type || !cached->tupDesc)
+        cached = lookup_type_cache(type, TYPECACHE_TUPDESC);
+    TupleDesc row = cached->tupDesc;
     if (!row || row->natts != columns)
         elog(ERROR,
              "the type of the result does not fit this library: run ALTER EXTENSION pg_billing UPDATE");

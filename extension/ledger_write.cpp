@@ -52,14 +52,21 @@ Row row_of(const Event &event) {
 }  // namespace
 
 bool write_event(const Event &event) {
+    UsageWriter writer;
+    bool fresh = true;
     if (event.key) {
-        Key key{event.tenant, event_key(text_view(event.key)), false};
-        write_keys(&key, 1, event.tick);
-        if (!key.fresh)
-            return false;
+        writer.open(UsageTable::keys);
+        const Key key{event.tenant, event_key(text_view(event.key)), false};
+        const Row row = row_of(key, event.tick);
+        writer.add_unless_known(&row, 1, &fresh);
     }
-    write_events(&event, 1);
-    return true;
+    if (fresh) {
+        writer.open(UsageTable::events);
+        const Row row = row_of(event);
+        writer.add(&row, 1);
+    }
+    writer.finish();
+    return fresh;
 }
 
 int compare(const Key &one, const Key &other) {
@@ -74,7 +81,8 @@ void write_keys(Key *keys, int count, TimestampTz tick) {
     struct Place {
         int partition, key;
     };
-    UsageWriter writer(UsageTable::keys);
+    UsageWriter writer;
+    writer.open(UsageTable::keys);
     auto *places = allocate<Place>(count);
     for (int i = 0; i < count; i++)
         places[i] = {writer.partition_of(row_of(keys[i], tick)), i};
@@ -90,7 +98,7 @@ void write_keys(Key *keys, int count, TimestampTz tick) {
             end++;
         writer.add_unless_known(rows + first, end - first, added + first);
     }
-    writer.close();
+    writer.finish();
     for (int i = 0; i < count; i++)
         keys[places[i].key].fresh = added[i];
 }
@@ -108,9 +116,10 @@ void write_events(const Event *events, int count) {
     auto *rows = allocate<Row>(count);
     for (int i = 0; i < count; i++)
         rows[i] = row_of(events[i]);
-    UsageWriter writer(UsageTable::events);
+    UsageWriter writer;
+    writer.open(UsageTable::events);
     writer.add(rows, count);
-    writer.close();
+    writer.finish();
 }
 
 }  // namespace pg_billing::ledger

@@ -2,6 +2,7 @@
 //
 // It holds no external library and starts no thread. What it sets up here: settings, shared memory, the transaction
 // callbacks, the hooks and the launcher.
+#include "extension/call.hpp"
 #include "extension/counters.hpp"
 #include "extension/direct_writes.hpp"
 #include "extension/journal.hpp"
@@ -65,6 +66,7 @@ void _PG_init(void) {
     shmem_request_hook = request_shared_memory;
     next_shmem_startup = shmem_startup_hook;
     shmem_startup_hook = start_shared_memory;
+    pg_billing::init_calls();
     pg_billing::ledger::init_usage_tables();
     pg_billing::stats::init();
     pg_billing::terms::init();

@@ -25,6 +25,18 @@ int compare(Numeric a, Numeric b) {
     return DatumGetInt32(DirectFunctionCall2(numeric_cmp, datum(a), datum(b)));
 }
 
+// The bounds of a quantity, made once.
+Numeric largest, smallest;
+
+void make_bounds() {
+    if (smallest)
+        return;
+    const MemoryContext former = MemoryContextSwitchTo(TopMemoryContext);
+    largest = int64_to_numeric(kMaxQuantity);
+    smallest = int64_to_numeric(-kMaxQuantity);
+    MemoryContextSwitchTo(former);
+}
+
 }  // namespace
 
 int64 power_of_ten(int scale) {
@@ -38,8 +50,8 @@ Scaling to_units(Numeric quantity, int scale, int64 *units) {
     if (numeric_is_nan(quantity) || numeric_is_inf(quantity))
         return Scaling::not_finite;
     const Numeric shifted = shift(quantity, scale);
-    if (compare(shifted, int64_to_numeric(kMaxQuantity)) > 0 ||
-        compare(shifted, int64_to_numeric(-kMaxQuantity)) < 0)
+    make_bounds();
+    if (compare(shifted, largest) > 0 || compare(shifted, smallest) < 0)
         return Scaling::too_large;
     *units = DatumGetInt64(DirectFunctionCall1(numeric_int8, datum(shifted)));
     return compare(shifted, int64_to_numeric(*units)) == 0 ? Scaling::exact : Scaling::inexact;

@@ -129,12 +129,32 @@ void init_usage_tables() {
     CacheRegisterRelcacheCallback(forget, 0);
 }
 
-UsageWriter::UsageWriter(UsageTable table)
-    : which_(table), table_(table_open(usage_table(table), RowExclusiveLock)), state_(CreateExecutorState()) {
+UsageWriter::UsageWriter() : state_(CreateExecutorState()) {
+    AfterTriggerBeginQuery();
+}
+
+void UsageWriter::open(UsageTable table) {
+    close();
+    which_ = table;
+    table_ = table_open(usage_table(table), RowExclusiveLock);
     const TriggerDesc *triggers = table_->trigdesc;
     if (triggers && (triggers->trig_insert_before_statement || triggers->trig_insert_after_statement))
         refuse(table_, "it has a trigger for each statement");
-    AfterTriggerBeginQuery();
+}
+
+void UsageWriter::close() {
+    if (!table_)
+        return;
+    close_partition();
+    table_close(table_, NoLock);
+}
+
+void UsageWriter::finish() {
+    AfterTriggerEndQuery(state_);
+    close();
+    ExecCloseResultRelations(state_);
+    FreeExecutorState(state_);
+    CommandCounterIncrement();
 }
 
 int UsageWriter::partitions() const {
@@ -193,15 +213,6 @@ void UsageWriter::close_partition() {
     partition_ = nullptr;
 }
 
-void UsageWriter::close() {
-    AfterTriggerEndQuery(state_);
-    close_partition();
-    ExecCloseResultRelations(state_);
-    FreeExecutorState(state_);
-    table_close(table_, NoLock);
-    CommandCounterIncrement();
-}
-
 void UsageWriter::store(const Row &row, TupleTableSlot *slot) const {
     ExecClearTuple(slot);
     memset(slot->tts_isnull, true, slot->tts_tupleDescriptor->natts * sizeof(bool));
@@ -212,12 +223,14 @@ void UsageWriter::store(const Row &row, TupleTableSlot *slot) const {
     ExecStoreVirtualTuple(slot);
 }
 
-TupleTableSlot *UsageWriter::slot(int n) {
-    if (!slots_)
-        slots_ = static_cast<TupleTableSlot **>(palloc(kMaxSlots * sizeof(TupleTableSlot *)));
-    for (; slot_count_ <= n; slot_count_++)
+void UsageWriter::reserve_slots(int count) {
+    if (slot_capacity_ < count) {
+        const Size size = count * sizeof(TupleTableSlot *);
+        slots_ = static_cast<TupleTableSlot **>(slots_ ? repalloc(slots_, size) : palloc(size));
+        slot_capacity_ = count;
+    }
+    for (; slot_count_ < count; slot_count_++)
         slots_[slot_count_] = MakeSingleTupleTableSlot(RelationGetDescr(partition_), &TTSOpsVirtual);
-    return slots_[n];
 }
 
 // Does what an INSERT does before it adds a row.
@@ -243,8 +256,9 @@ int UsageWriter::at_once(int count) const {
 
 // Puts rows into the partition, without index entries yet, and keeps them in the first slots.
 void UsageWriter::put(const Row *rows, int count) {
+    reserve_slots(count);
     for (int i = 0; i < count; i++) {
-        store(rows[i], slot(i));
+        store(rows[i], slots_[i]);
         prepare(slots_[i]);
     }
     if (count == 1)
@@ -273,7 +287,8 @@ void UsageWriter::add_unless_known(const Row *rows, int count, bool *added) {
         open_partition_of(rows[0]);
         n = expected_known ? 1 : at_once(count);
         if (expected_known) {
-            store(rows[0], slot(0));
+            reserve_slots(1);
+            store(rows[0], slots_[0]);
             if (is_known(slots_[0])) {
                 added[0] = false;
                 continue;

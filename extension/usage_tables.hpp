@@ -42,10 +42,13 @@ Oid usage_table(UsageTable table);
 // Registers what keeps usage_table() true; called once, while preloading.
 void init_usage_tables();
 
-// One of the tables, open for writing from its construction to close().
+// Writes from its construction to finish(), to one of the tables at a time.
 class UsageWriter {
   public:
-    explicit UsageWriter(UsageTable table);
+    UsageWriter();
+
+    // What follows is about this table.
+    void open(UsageTable table);
 
     // Adds rows that all go into one partition: of events, those of one tick.
     void add(const Row *rows, int count);
@@ -60,28 +63,29 @@ class UsageWriter {
     int partition_of(const Row &row) const;
 
     // What was added is visible to the next statement.
-    void close();
+    void finish();
 
   private:
+    void close();
     void open_partition_of(const Row &row);
     void close_partition();
     void store(const Row &row, TupleTableSlot *slot) const;
-    TupleTableSlot *slot(int n);
+    void reserve_slots(int count);
     void prepare(TupleTableSlot *slot);
     int at_once(int count) const;
     void put(const Row *rows, int count);
     bool enter(TupleTableSlot *slot);
     bool is_known(TupleTableSlot *slot);
 
-    UsageTable which_;
-    Relation table_;
     EState *state_;
+    UsageTable which_;
+    Relation table_ = nullptr;
     Relation partition_ = nullptr;
     const AttrNumber *columns_ = nullptr;  // of the partition
     ResultRelInfo *target_ = nullptr;
     bool can_look_ = false;  // the indexes are opened such that is_known() can use them
-    TupleTableSlot **slots_ = nullptr;
-    int slot_count_ = 0;
+    TupleTableSlot **slots_ = nullptr;  // of rows just put
+    int slot_capacity_ = 0, slot_count_ = 0;
 };
 
 }  // namespace pg_billing::ledger
