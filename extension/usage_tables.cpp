@@ -153,12 +153,9 @@ void UsageWriter::finish() {
     AfterTriggerEndQuery(state_);
     close();
     ExecCloseResultRelations(state_);
+    ExecResetTupleTable(state_->es_tupleTable, false);
     FreeExecutorState(state_);
     CommandCounterIncrement();
-}
-
-int UsageWriter::partitions() const {
-    return RelationGetPartitionDesc(table_, true)->nparts;
 }
 
 int UsageWriter::partition_of(const Row &row) const {
@@ -197,7 +194,8 @@ void UsageWriter::open_partition_of(const Row &row) {
         partition_ = table_open(wanted, RowExclusiveLock);
         columns_ = columns_of(partition_, table_of(which_));
         target_ = makeNode(ResultRelInfo);
-        InitResultRelInfo(target_, partition_, 1, nullptr, 0);
+        row_ = CreateTupleDescCopy(RelationGetDescr(partition_));
+        InitResultRelInfo(target_, partition_, 0, nullptr, 0);
         ExecOpenIndices(target_, false);
         can_look_ = false;
     }
@@ -230,7 +228,7 @@ void UsageWriter::reserve_slots(int count) {
         slot_capacity_ = count;
     }
     for (; slot_count_ < count; slot_count_++)
-        slots_[slot_count_] = MakeSingleTupleTableSlot(RelationGetDescr(partition_), &TTSOpsVirtual);
+        slots_[slot_count_] = MakeSingleTupleTableSlot(row_, &TTSOpsVirtual);
 }
 
 // Does what an INSERT does before it adds a row.

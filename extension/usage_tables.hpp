@@ -58,8 +58,7 @@ class UsageWriter {
     // it written. Raises 40001 where a transaction cannot see the row that has the key.
     void add_unless_known(const Row *rows, int count, bool *added);
 
-    // Returns how many partitions there are, and the number of the one a row goes to.
-    int partitions() const;
+    // Returns the number of the partition a row goes to.
     int partition_of(const Row &row) const;
 
     // What was added is visible to the next statement.
@@ -83,7 +82,8 @@ class UsageWriter {
     Relation partition_ = nullptr;
     const AttrNumber *columns_ = nullptr;  // of the partition
     ResultRelInfo *target_ = nullptr;
-    bool can_look_ = false;  // the indexes are opened such that is_known() can use them
+    TupleDesc row_ = nullptr;           // a copy, which slots need not register their use of
+    bool can_look_ = false;             // the indexes are opened such that is_known() can use them
     TupleTableSlot **slots_ = nullptr;  // of rows just put
     int slot_capacity_ = 0, slot_count_ = 0;
 };
