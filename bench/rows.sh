@@ -156,7 +156,7 @@ reported() { sed -nE "s/^$1 = ([0-9.]+) ms.*/\1/p" "$RUN/pgbench.out"; }
 ## Memory: what a larger pg_billing.max_counters adds to the server's shared memory, all told
 
 row_memory() {
-    local few=100000 many=2100000
+    local few=1000000 many=3000000
     cluster_init memory
     record memory/counter bytes 1 "$(ratio $(($(megabytes $many) - $(megabytes $few))) $((many - few)) 1048576)"
 }

@@ -13,9 +13,10 @@ extern "C" {
 namespace pg_billing {
 namespace {
 
-constexpr uint32 kEvicted = 0x80000000;  // in pins
-// In state: the number is there; wanted since eviction last looked; reservations hold some of it.
-constexpr uint32 kReady = 1, kUsed = 2, kHeld = 4;
+// In state, above the pins: the number is there; wanted since eviction last looked; reservations hold some of it; no
+// counter any more.
+constexpr uint32 kReady = 1u << 28, kUsed = 1u << 29, kHeld = 1u << 30, kEvicted = 1u << 31;
+constexpr uint32 kPins = kReady - 1;
 
 struct Shared {
     pg_atomic_uint64 incarnations;  // the last one given
@@ -42,10 +43,12 @@ long evict(bool spare_used) {
     HASH_SEQ_STATUS scan;
     hash_seq_init(&scan, table);
     while (auto *counter = static_cast<Counter *>(hash_seq_search(&scan))) {
-        if (spare_used && (pg_atomic_fetch_and_u32(&counter->state, ~kUsed) & kUsed))
+        uint32 state = pg_atomic_read_u32(&counter->state);
+        if (spare_used && (state & kUsed)) {
+            pg_atomic_fetch_and_u32(&counter->state, ~kUsed);
             continue;
-        uint32 unpinned = 0;
-        if (!pg_atomic_compare_exchange_u32(&counter->pins, &unpinned, kEvicted))
+        }
+        if ((state & kPins) || !pg_atomic_compare_exchange_u32(&counter->state, &state, kEvicted))
             continue;
         pg_atomic_write_u64(&counter->incarnation, 0);
         pg_atomic_fetch_add_u64(&shared->evictions, 1);
@@ -65,12 +68,12 @@ bool make_room() {
 }  // namespace
 
 CounterKey make_counter_key(Oid relation, std::string_view tenant, std::string_view metric, int scale,
-                            Window window, int64 start) {
+                            Window window, TimestampTz start) {
     CounterKey key;
     memset(static_cast<void *>(&key), 0, sizeof(key));
     key.database = MyDatabaseId;
     key.relation = relation;
-    key.start = start;
+    key.start = TIMESTAMP_IS_NOBEGIN(start) ? PG_INT32_MIN : static_cast<int32>(start / (60 * USECS_PER_SEC));
     key.window_and_scale = static_cast<uint8>(static_cast<int>(window) << 4 | scale);
     memcpy(key.metric, metric.data(), metric.size());
     memcpy(key.tenant, tenant.data(), tenant.size());
@@ -103,7 +106,7 @@ Counter *pin_counter(const CounterKey &key) {
     LWLockAcquire(lock(), LW_SHARED);
     auto *counter = static_cast<Counter *>(hash_search(table, &key, HASH_FIND, nullptr));
     if (counter)
-        pg_atomic_fetch_add_u32(&counter->pins, 1);
+        pg_atomic_fetch_add_u32(&counter->state, 1);
     LWLockRelease(lock());
     if (counter) {
         note_use(counter);
@@ -118,12 +121,11 @@ Counter *pin_counter(const CounterKey &key) {
     if (counter) {
         if (!found) {
             pg_atomic_write_u64(&counter->used, 0);
-            pg_atomic_write_u32(&counter->state, 0);
             pg_atomic_write_u64(&counter->incarnation, pg_atomic_add_fetch_u64(&shared->incarnations, 1));
             pg_write_barrier();  // who comes back to this memory sees the new incarnation before it can pin
-            pg_atomic_write_u32(&counter->pins, 0);
+            pg_atomic_write_u32(&counter->state, 0);
         }
-        pg_atomic_fetch_add_u32(&counter->pins, 1);
+        pg_atomic_fetch_add_u32(&counter->state, 1);
     } else {
         pg_atomic_fetch_add_u64(&shared->refused, 1);
     }
@@ -132,11 +134,11 @@ Counter *pin_counter(const CounterKey &key) {
 }
 
 bool repin_counter(const CounterRef &ref) {
-    uint32 pins = pg_atomic_read_u32(&ref.counter->pins);
+    uint32 state = pg_atomic_read_u32(&ref.counter->state);
     do {
-        if (pins & kEvicted)
+        if (state & kEvicted)
             return false;
-    } while (!pg_atomic_compare_exchange_u32(&ref.counter->pins, &pins, pins + 1));
+    } while (!pg_atomic_compare_exchange_u32(&ref.counter->state, &state, state + 1));
     if (pg_atomic_read_u64(&ref.counter->incarnation) == ref.incarnation) {
         note_use(ref.counter);
         return true;
@@ -146,7 +148,7 @@ bool repin_counter(const CounterRef &ref) {
 }
 
 void unpin_counter(Counter *counter) {
-    pg_atomic_fetch_sub_u32(&counter->pins, 1);
+    pg_atomic_fetch_sub_u32(&counter->state, 1);
 }
 
 bool peek_counter(const CounterRef &ref, int64 *used) {
@@ -198,7 +200,7 @@ CounterStats counters_stats() {
     hash_seq_init(&scan, table);
     while (auto *counter = static_cast<Counter *>(hash_seq_search(&scan))) {
         stats.in_use++;
-        stats.pinned += pg_atomic_read_u32(&counter->pins) != 0;
+        stats.pinned += (pg_atomic_read_u32(&counter->state) & kPins) != 0;
     }
     LWLockRelease(lock());
     stats.capacity = settings::max_counters;

@@ -12,7 +12,7 @@
 //     snapshot.
 //   - The lock is held shared to find a counter and exclusively to make, load or evict one. Who found a counter once
 //     may come back to it without the lock: the incarnation tells whether it is still the same, and eviction marks
-//     `pins` so that nobody pins what is being thrown away. The number itself changes by compare-and-swap.
+//     `state` so that nobody pins what is being thrown away. The number itself changes by compare-and-swap.
 #pragma once
 
 #include <string_view>
@@ -35,7 +35,7 @@ enum class Window : int32 { period, hour, day, floor };
 struct CounterKey {
     Oid database;
     Oid relation;  // billing.usage_events: a counter of dropped tables is never mistaken for one of new ones
-    int64 start;   // of the window
+    int32 start;   // of the window, in minutes: no two windows of a kind start in the same one
     char metric[kMaxMetricBytes - 1];
     uint8
         window_and_scale;  // the metric's scale: the number counts in units of that; another scale, another counter
@@ -44,14 +44,13 @@ struct CounterKey {
 
 struct Counter {
     CounterKey key;
+    pg_atomic_uint32 state;        // pins, and flags: see counters.cpp
     pg_atomic_uint64 used;         // signed, in units of the metric's smallest decimal
     pg_atomic_uint64 incarnation;  // never the same twice; 0 once evicted
-    pg_atomic_uint32 pins;
-    pg_atomic_uint32 state;
 };
 // The hash table adds 16 bytes to each, and 8 to 16 of its directory.
-static_assert(std::is_standard_layout_v<Counter> && sizeof(Counter) + 16 <= 248);
-static_assert(sizeof(CounterKey) == 16 + kMaxMetricBytes + kMaxTenantBytes, "no padding in a hashed key");
+static_assert(std::is_standard_layout_v<Counter> && sizeof(Counter) + 16 + 16 <= 256);
+static_assert(sizeof(CounterKey) == 12 + kMaxMetricBytes + kMaxTenantBytes, "no padding in a hashed key");
 
 // A counter as somebody saw it: it may have been evicted, and its memory used for another, since.
 struct CounterRef {
@@ -60,7 +59,7 @@ struct CounterRef {
 };
 
 CounterKey make_counter_key(Oid relation, std::string_view tenant, std::string_view metric, int scale,
-                            Window window, int64 start);
+                            Window window, TimestampTz start);
 
 void counters_shmem_request();
 void counters_shmem_startup();
