@@ -1,5 +1,5 @@
-// The durable side of usage: reads the quota in force and the total of a period, writes events. Everything goes through
-// SQL with saved plans, so that a distributed planner can send it to the node that holds the tenant.
+// The durable side of usage, to read: the quota in force, the total of a period, whether a key is known. All of it goes
+// through SQL with saved plans, so that a distributed planner can send it to the node that holds the tenant.
 //
 // Invariants:
 //   - Statements run as the owner of the tables, with row-level security not forced on it and search_path pinned,
