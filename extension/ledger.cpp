@@ -32,11 +32,6 @@ Statement select_used_within(
 
 Statement select_folded_before("SELECT folded_before FROM billing.rollup_state");
 
-constexpr Oid kKeyTypes[] = {TEXTOID, TEXTOID};
-Statement select_key(
-    "SELECT FROM billing.usage_event_keys k WHERE k.tenant_id = $1 AND k.key = billing._event_key($2)",
-    kKeyTypes);
-
 bool bool_column(int number) {
     bool is_null;
     return DatumGetBool(column(number, &is_null));
@@ -140,14 +135,6 @@ TimestampTz folded_before() {
     const TimestampTz folded = time_column(1);
     leave(saved);
     return folded;
-}
-
-bool key_known(Datum tenant, Datum key) {
-    const Identity saved = enter_as_owner();
-    const Datum values[] = {tenant, key};
-    const bool known = select_key.read_latest(values) > 0;
-    leave(saved);
-    return known;
 }
 
 const char *tenant_of_caller() {

@@ -1,5 +1,5 @@
-// The durable side of usage, to read: the quota in force, the total of a period, whether a key is known. All of it goes
-// through SQL with saved plans, so that a distributed planner can send it to the node that holds the tenant.
+// The durable side of usage, to read: the quota in force, the total of a period. All of it goes through SQL with saved
+// plans, so that a distributed planner can send it to the node that holds the tenant.
 //
 // Invariants:
 //   - Statements run as the owner of the tables, with row-level security not forced on it and search_path pinned,
@@ -34,9 +34,6 @@ Total total_used(std::string_view tenant, std::string_view metric, int scale, Wi
 
 // Returns the tick before which the rollup has folded all events, but for some late ones.
 TimestampTz folded_before();
-
-// Tells whether the key is known, as of now.
-bool key_known(Datum tenant, Datum key);
 
 // Returns the tenant that the current user is (billing.current_tenant()), or null; runs with the caller's own rights.
 const char *tenant_of_caller();

@@ -69,6 +69,15 @@ bool write_event(const Event &event) {
     return fresh;
 }
 
+bool key_known(Datum tenant, Datum key) {
+    UsageWriter writer;
+    writer.open(UsageTable::keys);
+    const Key asked{tenant, event_key(text_view(key)), false};
+    const bool known = writer.knows(row_of(asked, 0));
+    writer.finish();
+    return known;
+}
+
 int compare(const Key &one, const Key &other) {
     const int tenants = text_view(one.tenant).compare(text_view(other.tenant));
     return tenants ? tenants : memcmp(one.key.data, other.key.data, UUID_LEN);

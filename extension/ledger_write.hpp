@@ -19,6 +19,9 @@ struct Event {
 // Writes the event and its key; false if the key is known (nothing is written then).
 bool write_event(const Event &event);
 
+// Tells whether the key is known. One that another transaction has written, but not committed yet, is waited for.
+bool key_known(Datum tenant, Datum key);
+
 struct Key {
     Datum tenant;
     pg_uuid_t key;

@@ -2,7 +2,6 @@
 
 #include <optional>
 
-#include "extension/ledger.hpp"
 #include "extension/ledger_write.hpp"
 #include "extension/metering.hpp"
 #include "extension/sqlstate.hpp"
@@ -47,9 +46,14 @@ Decision record(const Call &call, Terms &cached, int64 units, bool enforced, Ter
             throw *below_zero;
         return decide_allowed("duplicate", terms, pg_billing::fit(call, cached, 0).used);
     }
+    if (!fit.fits && call.key) {
+        // What is in the way may be this key's first attempt: once that has ended, either it is known or there is room.
+        if (key_known(call))
+            return decide_allowed("duplicate", terms, fit.used);
+        fit = reserve_room(call, terms_of(call), units, terms);
+    }
     if (!fit.fits)
-        return key_known(call) ? decide_allowed("duplicate", terms, fit.used)
-                               : decide_denied(terms, terms.limits[fit.limit], fit.used);
+        return decide_denied(terms, terms.limits[fit.limit], fit.used);
     const bool fresh = pg_call([&] {
         return ledger::write_event({call.tenant, call.metric, NumericGetDatum(call.quantity), call.key,
                                     call.properties, ticks::join(), call.occurred_at, call.now,

@@ -33,8 +33,6 @@ constexpr Table kTables[] = {
      event_column::tick},
     {"usage_event_keys", {"tenant_id", "key", "tick"}, 3, key_column::key},
 };
-constexpr const char *kOtherColumns[] = {"voided_at"};  // null at first
-
 constexpr int kTableCount = sizeof(kTables) / sizeof(*kTables);
 constexpr int kMaxSlots = 1000;  // rows written at once, as COPY has it
 
@@ -71,11 +69,12 @@ bool has_row_triggers(Relation table) {
            (table->trigdesc->trig_insert_before_row || table->trigdesc->trig_insert_after_row);
 }
 
-// Returns where our columns are in the partition.
-const AttrNumber *columns_of(Relation partition, const Table &table) {
+// Returns where our columns are in the partition; other columns must be such that they are null.
+const Partition &columns_of(Relation partition, const Table &table) {
     Partition &known = partitions[RelationGetRelid(partition) % lengthof(partitions)];
     if (known.partition == RelationGetRelid(partition))
-        return known.columns;
+        return known;
+    known.partition = InvalidOid;
     if (partition->rd_rel->relkind != RELKIND_RELATION)
         refuse(partition, "it is no plain table");
     const TupleDesc row = RelationGetDescr(partition);
@@ -96,7 +95,7 @@ const AttrNumber *columns_of(Relation partition, const Table &table) {
     if (found != table.count)
         refuse(partition, "it lacks a column");
     known.partition = RelationGetRelid(partition);
-    return known.columns;
+    return known;
 }
 
 // Raises unless the transaction's snapshot sees the row, or the transaction itself wrote it.
@@ -192,7 +191,7 @@ void UsageWriter::open_partition_of(const Row &row) {
         close_partition();
         // Locking may have waited for somebody who made another partition the right one: then the next turn sees it.
         partition_ = table_open(wanted, RowExclusiveLock);
-        columns_ = columns_of(partition_, table_of(which_));
+        memcpy(columns_, columns_of(partition_, table_of(which_)).columns, sizeof(columns_));
         target_ = makeNode(ResultRelInfo);
         row_ = CreateTupleDescCopy(RelationGetDescr(partition_));
         InitResultRelInfo(target_, partition_, 0, nullptr, 0);
@@ -284,13 +283,9 @@ void UsageWriter::add_unless_known(const Row *rows, int count, bool *added) {
     for (int n; count > 0; rows += n, added += n, count -= n) {
         open_partition_of(rows[0]);
         n = expected_known ? 1 : at_once(count);
-        if (expected_known) {
-            reserve_slots(1);
-            store(rows[0], slots_[0]);
-            if (is_known(slots_[0])) {
-                added[0] = false;
-                continue;
-            }
+        if (expected_known && knows(rows[0])) {
+            added[0] = false;
+            continue;
         }
         put(rows, n);
         for (int i = 0; i < n; i++) {
@@ -333,6 +328,13 @@ bool UsageWriter::is_known(TupleTableSlot *slot) {
     if (IsolationUsesXactSnapshot())
         require_visible(partition_, &found);
     return true;
+}
+
+bool UsageWriter::knows(const Row &row) {
+    open_partition_of(row);
+    reserve_slots(1);
+    store(row, slots_[0]);
+    return is_known(slots_[0]);
 }
 
 }  // namespace pg_billing::ledger

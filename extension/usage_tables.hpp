@@ -58,6 +58,9 @@ class UsageWriter {
     // it written. Raises 40001 where a transaction cannot see the row that has the key.
     void add_unless_known(const Row *rows, int count, bool *added);
 
+    // Tells whether the row's key is there; waits and raises likewise.
+    bool knows(const Row &row);
+
     // Returns the number of the partition a row goes to.
     int partition_of(const Row &row) const;
 
@@ -80,7 +83,7 @@ class UsageWriter {
     UsageTable which_;
     Relation table_ = nullptr;
     Relation partition_ = nullptr;
-    const AttrNumber *columns_ = nullptr;  // of the partition
+    AttrNumber columns_[kMaxColumns];  // where ours are in the partition, from 0
     ResultRelInfo *target_ = nullptr;
     TupleDesc row_ = nullptr;           // a copy, which slots need not register their use of
     bool can_look_ = false;             // the indexes are opened such that is_known() can use them
