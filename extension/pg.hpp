@@ -61,6 +61,13 @@ inline List *requested_rights(List *range_table, bool) {
 }
 #endif
 
+// Opens the indexes otherwise than they are open; PostgreSQL 18 asserts that there are none from before.
+inline void reopen_indices(ResultRelInfo *target, bool speculative) {
+    ExecCloseIndices(target);
+    target->ri_IndexRelationDescs = nullptr;
+    ExecOpenIndices(target, speculative);
+}
+
 // Adds the row's entries to the indexes. With `conflict`, a unique index that has the key already sets that; else it
 // raises.
 inline void insert_index_entries(ResultRelInfo *target, TupleTableSlot *slot, EState *state, bool *conflict) {

@@ -318,8 +318,7 @@ bool UsageWriter::enter(TupleTableSlot *slot) {
 // Tells whether the row's key is there; waits for whoever has written it, but not committed yet.
 bool UsageWriter::is_known(TupleTableSlot *slot) {
     if (!can_look_) {
-        ExecCloseIndices(target_);
-        ExecOpenIndices(target_, true);
+        reopen_indices(target_, true);
         can_look_ = true;
     }
     ItemPointerData found;
