@@ -58,19 +58,22 @@ BEGIN
     RETURN base;
 END $$;
 
-CREATE FUNCTION billing.get_billable_usage(tenant_id text, metric text, period text DEFAULT 'current') RETURNS numeric
+CREATE FUNCTION billing._billable(own text, what text, period tstzrange) RETURNS numeric
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    meant tstzrange := billing._billing_period(tenant_id, metric, period);
     m record;
 BEGIN
-    SELECT x.kind, x.aggregation, x.scale INTO m FROM billing.metrics x WHERE x.name = get_billable_usage.metric;
+    SELECT x.kind, x.aggregation, x.scale INTO m FROM billing.metrics x WHERE x.name = what;
     IF m.kind = 'counter' THEN
-        RETURN billing._used(tenant_id, metric, lower(meant));
+        RETURN billing._used(own, what, lower(period));
     END IF;
-    RETURN trim_scale(round(billing._gauge_over(tenant_id, metric, lower(meant), upper(meant), m.aggregation = 'max'),
-                            m.scale));
+    RETURN trim_scale(round(billing._gauge_over(own, what, lower(period), upper(period), m.aggregation = 'max'), m.scale));
 END $$;
+
+CREATE FUNCTION billing.get_billable_usage(tenant_id text, metric text, period text DEFAULT 'current') RETURNS numeric
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT billing._billable($1, $2, billing._billing_period($1, $2, $3))
+$$;
 COMMENT ON FUNCTION billing.get_billable_usage(text, text, text) IS
     'returns what a billing period bills so far, by the metric''s aggregation: of a gauge its average over time up to now, or its highest level. Raises UB010, UB011, UB032, UB040';
 

@@ -54,10 +54,18 @@ BEGIN
         cap             text NOT NULL CHECK (cap IN ('hard', 'soft', 'none')),
         grace           numeric NOT NULL DEFAULT 1 CHECK (grace >= 1 AND grace < 'Infinity'),  -- a soft cap refuses past allowance * grace
         grace_period    interval CHECK (grace_period >= interval '0'),  -- … and past the allowance, this long after it was reached
+        price_model     text NOT NULL DEFAULT 'graduated' CHECK (price_model IN ('graduated', 'volume', 'package')),
+        package_size    bigint CHECK (package_size > 0),
+        package_round   text CHECK (package_round IN ('up', 'down')),   -- what a part of a package counts as
         stripe_price_id text,
-        PRIMARY KEY (plan, metric)
+        PRIMARY KEY (plan, metric),
+        CONSTRAINT packages_have_a_size_and_a_rounding
+            CHECK ((price_model = 'package') = (package_size IS NOT NULL)
+                   AND (price_model = 'package') = (package_round IS NOT NULL))
     );
-    COMMENT ON TABLE billing.plan_metrics IS 'per plan and metric: allowance, cap and grace';
+    COMMENT ON TABLE billing.plan_metrics IS 'per plan and metric: allowance, cap, grace and how its price_tiers are meant';
+    COMMENT ON COLUMN billing.plan_metrics.price_model IS
+        'graduated: each unit costs what its own tier says; volume: all units cost what the tier of the last one says; package: the one tier''s amount is that of package_size units';
 
     CREATE TABLE IF NOT EXISTS billing.plan_window_limits (
         plan   text NOT NULL REFERENCES billing.plans,
@@ -77,17 +85,19 @@ BEGIN
     COMMENT ON TABLE billing.metric_windows IS
         'metrics whose usage is counted per hour or day, for every tenant, because one of them had such a limit once';
 
-    -- Graduated tiers as Stripe has them: each unit costs what its own tier says.
+    -- Tiers as Stripe has them: they end at whole units, and the last one does not end.
     CREATE TABLE IF NOT EXISTS billing.price_tiers (
         plan        text NOT NULL,
         metric      text NOT NULL,
         ordinal     int NOT NULL,
-        up_to       numeric,                                -- null: no upper end
-        unit_amount numeric NOT NULL CHECK (unit_amount >= 0),
+        up_to       numeric CHECK (up_to > 0 AND up_to < 'Infinity' AND up_to = trunc(up_to)),     -- null: no upper end
+        unit_amount numeric NOT NULL CHECK (unit_amount >= 0 AND unit_amount < 'Infinity' AND min_scale(unit_amount) <= 12),
+        flat_amount numeric CHECK (flat_amount >= 0 AND flat_amount < 'Infinity' AND min_scale(flat_amount) <= 12),
         PRIMARY KEY (plan, metric, ordinal),
         FOREIGN KEY (plan, metric) REFERENCES billing.plan_metrics ON DELETE CASCADE
     );
-    COMMENT ON TABLE billing.price_tiers IS 'graduated price of a metric in a plan; unit_amount in minor units per unit';
+    COMMENT ON TABLE billing.price_tiers IS
+        'price of a metric in a plan, in minor units: unit_amount of each unit, flat_amount of reaching the tier; see docs/pricing.md';
 
     INSERT INTO billing.metrics (name, display_name, kind, unit, aggregation, scale, stripe_event_name) VALUES
         ('llm_tokens',       'LLM tokens',       'counter', 'tokens',     'sum', 0, 'llm_tokens'),

@@ -69,3 +69,63 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION billing.explain_decision(text, text, numeric) IS
     'tells step by step why billing.check_quota() decides as it does now: subscription, period, quota, limits, usage, decision. Raises as check_quota does';
+
+-- What a line of an invoice is made of: the hours add up to it (of a gauge their average or peak is its quantity), the
+-- events of an hour to the hour. Events that are not kept any more have left their hour.
+CREATE FUNCTION billing.explain_invoice_line(tenant_id text, metric text, invoice text DEFAULT NULL)
+RETURNS TABLE (step text, at timestamptz, quantity numeric, amount numeric, detail text)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    starts timestamptz;
+    ends timestamptz;
+    m record;
+    l record;
+BEGIN
+    PERFORM billing._check_tenant(tenant_id);
+    PERFORM billing._check_metric(metric);
+    SELECT x.aggregation, x.unique_property INTO m FROM billing.metrics x WHERE x.name = explain_invoice_line.metric;
+    FOR l IN
+        SELECT i.description, i.quantity, i.amount, i.period_start, i.period_end
+          FROM billing._invoice(explain_invoice_line.tenant_id, false) i
+         WHERE invoice IS NULL AND i.metric = explain_invoice_line.metric
+        UNION ALL
+        (SELECT i.description, i.quantity, i.amount, i.period_start, i.period_end FROM billing.invoice_lines i
+          WHERE i.tenant_id = explain_invoice_line.tenant_id AND i.stripe_invoice_id = invoice
+            AND i.metric = explain_invoice_line.metric
+          ORDER BY i.stripe_line_id)
+    LOOP
+        starts := least(starts, l.period_start);
+        ends := greatest(ends, l.period_end);
+        step := 'line';
+        at := l.period_start;
+        quantity := l.quantity;
+        amount := l.amount;
+        detail := l.description;
+        RETURN NEXT;
+    END LOOP;
+    IF starts IS NULL THEN
+        RAISE EXCEPTION 'invoice "%" has no line of metric "%"', coalesce(left(invoice, 64), 'upcoming'), metric
+            USING ERRCODE = 'UB032', HINT = 'billing.invoice_lines and billing.get_upcoming_invoice() list the lines.';
+    END IF;
+    RETURN QUERY
+    WITH events AS (
+        SELECT date_bin('1 hour', e.occurred_at, 'epoch') AS hour, e.*
+          FROM billing.usage_events e
+         WHERE e.tenant_id = explain_invoice_line.tenant_id AND e.metric = explain_invoice_line.metric
+           AND e.occurred_at >= starts AND e.occurred_at < ends
+    )
+    SELECT x.step, x.at, x.quantity, NULL::numeric, x.detail
+      FROM (SELECT lower(u.span) AS hour, 'hour' AS step, lower(u.span) AS at, NULL::timestamptz AS recorded_at,
+                   u.quantity, NULL AS detail
+              FROM billing._usage_per(explain_invoice_line.tenant_id, explain_invoice_line.metric, 'hour', starts, ends) u
+             WHERE u.quantity <> 0 OR lower(u.span) IN (SELECT e.hour FROM events e)
+            UNION ALL
+            SELECT e.hour, 'event', e.occurred_at, e.recorded_at,
+                   billing._contribution(m.aggregation, e.quantity, e.void_reason),
+                   concat_ws(', ', e.idempotency_key, m.unique_property || ': ' || (e.properties ->> m.unique_property),
+                             'taken back: ' || e.void_reason)
+              FROM events e) x
+     ORDER BY x.hour, x.step DESC, x.at, x.recorded_at;
+END $$;
+COMMENT ON FUNCTION billing.explain_invoice_line(text, text, text) IS
+    'tells what a metric''s lines are made of, on a stored invoice of that Stripe id or on the upcoming one: the lines, then each hour followed by its events. Raises UB010, UB011, UB032, UB036, UB040';

@@ -53,7 +53,8 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     SELECT count(*) FROM requests
 $$;
 
--- The parameters that create a price: graduated tiers, one plain amount where a metric has a single tier, or a flat fee.
+-- The parameters that create a price: tiers, one plain amount where a metric has a single tier, or a flat fee. billing._rate()
+-- computes what Stripe makes of it.
 CREATE FUNCTION billing._stripe_price_params(plan text, metric text) RETURNS jsonb
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT jsonb_build_object(
@@ -66,14 +67,20 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
                    'usage_type', CASE WHEN m.name IS NULL THEN 'licensed' ELSE 'metered' END,
                    'meter', m.stripe_meter_id)))
            || CASE WHEN m.name IS NULL THEN jsonb_build_object('unit_amount_decimal', trim_scale(p.price)::text)
-                   WHEN t.n = 1 THEN jsonb_build_object('billing_scheme', 'per_unit', 'unit_amount_decimal', t.amount)
-                   ELSE jsonb_build_object('billing_scheme', 'tiered', 'tiers_mode', 'graduated', 'tiers', t.tiers) END
+                   WHEN pm.price_model = 'package' THEN
+                       jsonb_build_object('billing_scheme', 'per_unit', 'unit_amount_decimal', t.amount, 'transform_quantity',
+                           jsonb_build_object('divide_by', pm.package_size, 'round', pm.package_round))
+                   WHEN t.plain THEN jsonb_build_object('billing_scheme', 'per_unit', 'unit_amount_decimal', t.amount)
+                   ELSE jsonb_build_object('billing_scheme', 'tiered', 'tiers_mode', pm.price_model, 'tiers', t.tiers) END
       FROM billing.plans p
       LEFT JOIN billing.metrics m ON m.name = $2
+      LEFT JOIN billing.plan_metrics pm ON pm.plan = p.name AND pm.metric = m.name
       LEFT JOIN LATERAL (
-           SELECT count(*) AS n, min(trim_scale(x.unit_amount)::text) AS amount,
-                  jsonb_agg(jsonb_build_object('up_to', coalesce(trim_scale(x.up_to)::text, 'inf'),
-                                               'unit_amount_decimal', trim_scale(x.unit_amount)::text)
+           SELECT count(*) = 1 AND count(x.flat_amount) = 0 AS plain, min(trim_scale(x.unit_amount)::text) AS amount,
+                  jsonb_agg(jsonb_strip_nulls(jsonb_build_object(
+                                'up_to', coalesce(trim_scale(x.up_to)::text, 'inf'),
+                                'unit_amount_decimal', trim_scale(x.unit_amount)::text,
+                                'flat_amount_decimal', trim_scale(x.flat_amount)::text))
                             ORDER BY x.ordinal) AS tiers
              FROM billing.price_tiers x WHERE x.plan = $1 AND x.metric = $2) t ON true
      WHERE p.name = $1

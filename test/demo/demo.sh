@@ -11,6 +11,7 @@ step() { printf '%3d s  %s\n' $((SECONDS - started)) "$*"; }
 [ "${1:-}" = --stop ] || { step "setting up" && test/setup.sh; }
 source test/lib/cluster.sh
 source test/lib/services.sh
+source test/lib/clock.sh
 source test/lib/build.sh
 
 stop_demo() {
@@ -41,37 +42,6 @@ begins=$(($(date -u -d "${first_time%.*}" +%s) / 3600 * 3600 + 60))
 ends=$(($(date -u -d "${last_time%.*}" +%s) + 61))
 stop_demo
 
-# clock_to SECONDS: moves business time and Stripe's test clock to the same moment; both then agree to the second.
-clock_to() {
-    cluster_reload main "pg_billing.time_shift=$(($1 - $(date +%s)))"
-    wait_until clock_reached "$1"
-    if [ -z "${stripe_clock:-}" ]; then
-        stripe_clock=$(sandbox POST /v1/test_helpers/test_clocks -d "frozen_time=$1" -d name=demo | jq -er .id)
-    else
-        sandbox POST "/v1/test_helpers/test_clocks/$stripe_clock/advance" -d "frozen_time=$1" >/dev/null
-        wait_until -t 60 stripe_clock_ready
-    fi
-}
-clock_reached() { [ "$(sql "SELECT abs(extract(epoch FROM billing.now()) - $1) < 30")" = t ]; }
-stripe_clock_ready() {
-    [ "$(sandbox GET "/v1/test_helpers/test_clocks/$stripe_clock" | jq -r .status)" = ready ]
-}
-sync_stripe() {
-    sql "SELECT billing.run_stripe_sync('2 minutes')" >/dev/null
-    local refused
-    refused=$(sql "SELECT kind || ': ' || error FROM billing.stripe_outbox WHERE state = 'failed' LIMIT 1")
-    [ -z "$refused" ] || die "Stripe refuses a request: $refused"
-}
-# sync_until QUERY: has the worker talk to Stripe until the query answers t.
-sync_until() {
-    local deadline=$((SECONDS + 120))
-    sync_stripe
-    until [ "$(sql "$1")" = t ]; do
-        [ $SECONDS -lt $deadline ] || die "waited in vain for: $1"
-        sync_stripe
-    done
-}
-
 step "starting PostgreSQL, Redis, the sandbox Stripe and the shim"
 redis_start
 sandbox_start
@@ -84,7 +54,7 @@ clock_to "$begins"
 sql 'SELECT billing.maintain()' >/dev/null
 
 step "creating 60 tenants and their subscriptions, here and at Stripe"
-sql "SELECT count(demo.create_tenant(n, '$stripe_clock')) FROM generate_series(1, 60) n" >/dev/null
+sql "SELECT count(demo.create_tenant(n, '$STRIPE_CLOCK')) FROM generate_series(1, 60) n" >/dev/null
 sync_until "SELECT bool_and(status = 'active') FROM billing.subscriptions"
 
 key=$RUN/api.key
@@ -97,9 +67,14 @@ step "rolling up and submitting to Stripe"
 sql 'SELECT billing.run_rollup()' >/dev/null
 sync_stripe
 
+# The invoices as they are told before there are any.
+period_end=$(sql 'SELECT extract(epoch FROM max(current_period_end))::bigint FROM billing.subscriptions')
+clock_to $((period_end - 60))
+sql 'CREATE TABLE demo.upcoming AS
+     SELECT s.tenant_id, u.* FROM billing.subscriptions s, billing.get_upcoming_invoice(s.tenant_id) u' >/dev/null
+
 # Stripe closes the period, drafts the invoices, and finalizes them an hour later; its webhooks bring them back.
 step "ending the billing period"
-period_end=$(sql 'SELECT extract(epoch FROM max(current_period_end))::bigint FROM billing.subscriptions')
 clock_to $((period_end + 7200))
 sql 'SELECT billing.run_rollup()' >/dev/null
 sync_until "SELECT count(*) = 60 FROM billing.invoices

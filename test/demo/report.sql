@@ -79,6 +79,15 @@ BEGIN
                    AND c.events = c."events aggregated") IS NOT TRUE) THEN
         wrong := 'number of events';
     END IF;
+    IF wrong IS NULL AND EXISTS (
+            SELECT FROM (SELECT 1 AS n, u.tenant_id, u.metric, u.description, u.quantity, u.amount, u.period_start, u.period_end
+                           FROM demo.upcoming u
+                         UNION ALL
+                         SELECT -1, l.tenant_id, l.metric, l.description, l.quantity, l.amount, l.period_start, l.period_end
+                           FROM billing.invoice_lines l JOIN tenants t USING (tenant_id, stripe_invoice_id)) x
+             GROUP BY x.tenant_id, x.metric, x.description, x.quantity, x.amount, x.period_start, x.period_end HAVING sum(x.n) <> 0) THEN
+        wrong := 'the invoices told before the period ended, and those Stripe wrote';
+    END IF;
     IF wrong IS NOT NULL THEN
         RAISE EXCEPTION 'NOT PROVEN: these differ: %', wrong;
     END IF;

@@ -68,6 +68,25 @@ SELECT throws_ok($$SELECT billing.is_over_quota('bolt', 'user_seats')$$, 'UB040'
 SELECT throws_ok($$SELECT billing.get_current_usage('bolt', 'user_seats')$$, 'UB040', NULL, 'get_current_usage, too');
 SELECT throws_ok($$SELECT billing.get_billable_usage('bolt', 'visitors')$$, 'UB040', NULL, 'get_billable_usage, too');
 SELECT throws_ok($$SELECT billing.get_usage_breakdown('bolt', 'user_seats', 'team')$$, 'UB040', NULL, 'get_usage_breakdown, too');
+SELECT throws_ok('SELECT billing.' || call, 'UB040', NULL, call || ', too')
+  FROM unnest(ARRAY[$$get_quota('bolt', 'user_seats')$$, $$get_remaining_quota('bolt', 'user_seats')$$, $$get_effective_plan('bolt')$$,
+                    $$get_current_period('bolt')$$, $$get_days_remaining('bolt')$$, $$get_active_alerts('bolt')$$,
+                    $$get_usage_by_hour('bolt', 'user_seats')$$, $$get_usage_by_day('bolt', 'user_seats')$$,
+                    $$get_usage_history('bolt', 'user_seats')$$, $$get_projected_usage('bolt', 'user_seats')$$,
+                    $$get_projected_cost('bolt')$$, $$get_overage('bolt', 'user_seats')$$, $$get_overage_cost('bolt', 'user_seats')$$,
+                    $$get_upcoming_invoice('bolt')$$, $$explain_invoice_line('bolt', 'user_seats')$$]) call;
+SELECT is_empty(format('SELECT FROM billing._%s', call), 'nor is anything told by _' || call)
+  FROM unnest(ARRAY[$$usage_hours('bolt', 'visitors', '-infinity', 'infinity')$$, $$standing('bolt', NULL)$$]) call;
+SELECT isnt_empty('SELECT FROM billing.' || call || ' x WHERE x IS NOT NULL', 'its own is told by ' || call)
+  FROM unnest(ARRAY[$$get_quota('acme', 'user_seats')$$, $$get_remaining_quota('acme', 'user_seats')$$, $$get_effective_plan('acme')$$,
+                    $$get_current_period('acme')$$, $$get_days_remaining('acme')$$, $$get_projected_usage('acme', 'user_seats')$$,
+                    $$get_projected_cost('acme')$$, $$get_overage('acme', 'user_seats')$$, $$get_overage_cost('acme', 'user_seats')$$]) call;
+SELECT is((SELECT max(quantity) FROM billing.get_usage_by_hour('acme', 'user_seats')), 91::numeric, 'by hour');
+SELECT is((SELECT sum(quantity) FROM billing.get_usage_by_day('acme', 'visitors')), 1::numeric, 'by day');
+SELECT is((SELECT quantity FROM billing.get_usage_history('acme', 'user_seats')), 91::numeric, 'by period');
+SELECT is((SELECT quantity FROM billing.get_upcoming_invoice('acme') WHERE metric = 'user_seats'), 91::numeric, 'on its invoice');
+SELECT is((SELECT sum(quantity) FROM billing.explain_invoice_line('acme', 'user_seats') WHERE step = 'event'), 91::numeric, 'by event');
+SELECT is((SELECT string_agg(DISTINCT tenant, ' ') FROM billing.get_active_alerts()), 'acme', 'and "all" alerts are its own');
 SELECT is(billing.get_billable_usage('acme', 'visitors'), 1::numeric, 'its own it sees');
 SELECT is(billing.get_billable_usage('acme', 'user_seats'), 91::numeric, 'of a gauge, too');
 SELECT is((SELECT quantity FROM billing.get_usage_breakdown('acme', 'user_seats', 'team')), 91::numeric, 'and broken down');
@@ -165,6 +184,8 @@ SELECT throws_ok($$SELECT billing.set_quota('acme', 'user_seats', NULL)$$, '4250
 
 SET ROLE tap_admin;
 SELECT is(string_agg(DISTINCT tenants, ' '), 'acme,bolt', 'the administrator sees all tenants') FROM pg_temp.seen() WHERE name <> 'billing.tenant_roles';
+SELECT is((SELECT count(*) FROM billing.get_top_tenants('user_seats')), 2::bigint, 'by usage');
+SELECT is((SELECT count(*) FROM billing.get_tenants_near_quota(80, 'user_seats')), 2::bigint, 'by what is left of a quota');
 SELECT lives_ok($$SELECT billing.set_quota('acme', 'user_seats', 200)$$, 'and sets quotas');
 SELECT throws_ok($$UPDATE billing.usage_quotas SET used = 0$$, '42501', NULL, 'but writes to no table');
 SET ROLE tap_nobody;

@@ -60,6 +60,11 @@ std::int64_t Decimal::rounded() const {
         Integer((scaled_ < 0 ? Integer(scaled_ - half) : Integer(scaled_ + half)) / one()));
 }
 
+Decimal Decimal::divided(std::int64_t by, bool up) const {
+    const Integer whole = one() * by;
+    return Decimal(Integer((scaled_ + (up ? Integer(whole - 1) : Integer(0))) / whole * one()));
+}
+
 double Decimal::approximate() const {
     return std::stod(str());
 }

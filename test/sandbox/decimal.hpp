@@ -23,7 +23,8 @@ class Decimal {
 
     std::string str() const;  // shortest form, never an exponent
     std::int64_t truncated() const;
-    std::int64_t rounded() const;  // to the nearest whole, halves away from zero
+    std::int64_t rounded() const;                     // to the nearest whole, halves away from zero
+    Decimal divided(std::int64_t by, bool up) const;  // to a whole, of what is not negative
     double approximate() const;
 
     Decimal operator+(const Decimal &other) const { return Decimal(scaled_ + other.scaled_); }

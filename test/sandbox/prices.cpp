@@ -136,7 +136,7 @@ json create_price(Store &store, const Call &call) {
         {"recurring", given.contains("recurring") ? read_recurring(store, given["recurring"]) : json()},
         {"tax_behavior", "unspecified"},
         {"tiers_mode", given.value("tiers_mode", json())},
-        {"transform_quantity", nullptr},
+        {"transform_quantity", given.value("transform_quantity", json())},
         {"type", given.contains("recurring") ? "recurring" : "one_time"}};
     if (given["currency"].get_ref<const std::string &>().size() != 3)
         throw invalid("Invalid currency: " + call.text("currency"), "currency");
@@ -147,6 +147,8 @@ json create_price(Store &store, const Call &call) {
         throw invalid(tiered ? "A tiered price takes its amounts from its tiers."
                              : "unit_amount or unit_amount_decimal is required.",
                       "unit_amount", tiered ? "" : "parameter_missing");
+    if (tiered && given.contains("transform_quantity"))
+        throw invalid("transform_quantity cannot be combined with tiers.", "transform_quantity");
     if (tiered)
         price["tiers"] = read_tiers(given["tiers"]);
     merge_metadata(price, given);
@@ -191,6 +193,14 @@ void add_flat(std::vector<Charge> &charges, const json &tier, const std::string 
 }  // namespace
 
 std::vector<Charge> rate(const json &price, const Decimal &quantity) {
+    if (const json packages = price.value("transform_quantity", json()); packages.is_object()) {
+        // The line shows the quantity as it was used; whole packages are charged.
+        Charge charge =
+            charge_of(quantity.divided(packages["divide_by"].get<std::int64_t>(), packages["round"] == "up"),
+                      price["unit_amount_decimal"], "");
+        charge.quantity = quantity;
+        return {charge};
+    }
     if (price["billing_scheme"] != "tiered")
         return {charge_of(quantity, price["unit_amount_decimal"], "")};
     const bool graduated = price["tiers_mode"] == "graduated";
@@ -271,6 +281,8 @@ void model_prices(Catalog &catalog, Store &store) {
                    "tiers",
                    "tiers_mode",
                    "transfer_lookup_key",
+                   "transform_quantity[divide_by]",
+                   "transform_quantity[round]",
                    "unit_amount",
                    "unit_amount_decimal"},
                   [&store](const Call &call) { return create_price(store, call); });

@@ -29,6 +29,7 @@ SELECT name, unnest(v) FROM (VALUES
     ('plan', '{free,enterprise}'), ('days_until_due', '{30,NULL}'),
     ('collection_method', '{charge_automatically,send_invoice}'), ('stripe_test_clock', '{NULL}'),
     ('name', '{A tenant}'), ('email', '{a@a.example}'), ('timezone', '{UTC,Europe/Berlin}'),
+    ('since', '{2030-01-30,2029-06-01,NULL}'), ('until', '{2030-01-31 12:00+00,NULL}'), ('invoice', '{in_1,NULL}'),
     ('scopes[]', '{"{usage:read}"}'),
     ('payload', ARRAY['{"id": "evt_1", "type": "t", "livemode": false, "data": {"object": {"id": "sub_1"}}}',
                       '{"id": "evt_2", "type": "t", "livemode": "x"}', '{"id": [1], "type": {}, "data": []}',

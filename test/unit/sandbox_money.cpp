@@ -124,5 +124,23 @@ TEST(SandboxRating, ChargesTierByTier) {
     EXPECT_EQ(plain[0].amount, 535);
 }
 
+TEST(SandboxRating, ChargesWholePackages) {
+    const struct {
+        const char *round, *quantity;
+        std::int64_t amount;
+    } cases[] = {{"up", "0", 0},       {"up", "0.000000001", 1000}, {"up", "60", 1000},
+                 {"up", "60.5", 2000}, {"up", "150", 3000},         {"down", "59.999999999", 0},
+                 {"down", "60", 1000}, {"down", "150", 2000}};
+    for (const auto &c : cases) {
+        const auto charges = rate({{"billing_scheme", "per_unit"},
+                                   {"unit_amount_decimal", "1000"},
+                                   {"transform_quantity", {{"divide_by", 60}, {"round", c.round}}}},
+                                  Decimal::parse(c.quantity));
+        ASSERT_EQ(charges.size(), 1u);
+        EXPECT_EQ(charges[0].quantity.str(), c.quantity);
+        EXPECT_EQ(charges[0].amount, c.amount) << c.quantity << " " << c.round;
+    }
+}
+
 }  // namespace
 }  // namespace pg_billing::sandbox

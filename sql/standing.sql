@@ -1,0 +1,127 @@
+-- Where tenants stand now: plan, period, quota and what is left of it, of one tenant or of all. With the caller's rights,
+-- so that row-level security decides which tenants "all" are.
+
+-- The rollup's figure is exact for whoever has nothing in the tail; the others are few.
+CREATE FUNCTION billing._standing(own text, what text)
+RETURNS TABLE (tenant_id text, metric text, used numeric, quota numeric, cap text, billing_period tstzrange)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $$
+DECLARE
+    tail billing._batch := billing._tail();
+BEGIN
+    RETURN QUERY
+    WITH moved AS (
+        SELECT DISTINCT e.tenant_id, e.metric FROM billing.usage_events e
+         WHERE billing._in_batch(e.tick, tail) AND (own IS NULL OR e.tenant_id = own) AND (what IS NULL OR e.metric = what)
+    )
+    SELECT c.tenant_id, m.name,
+           CASE WHEN v.tenant_id IS NULL THEN coalesce(u.used, 0)
+                ELSE billing._used(c.tenant_id, m.name, lower(q.period)) END,
+           q.quota, q.cap, q.billing_period
+      FROM billing.billing_customers c
+     CROSS JOIN billing.metrics m
+     CROSS JOIN LATERAL billing._quota_in_force(c.tenant_id, m.name, billing.now()) q
+      LEFT JOIN billing.usage_quotas u
+             ON u.tenant_id = c.tenant_id AND u.metric = m.name AND u.period_start = lower(q.period)
+      LEFT JOIN moved v ON v.tenant_id = c.tenant_id AND v.metric = m.name
+     WHERE (own IS NULL OR c.tenant_id = own) AND (what IS NULL OR m.name = what);
+END $$;
+
+CREATE FUNCTION billing.get_quota(tenant_id text, metric text) RETURNS numeric
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM billing._check_tenant(tenant_id);
+    PERFORM billing._check_metric(metric);
+    RETURN (SELECT q.quota FROM billing._quota_in_force(get_quota.tenant_id, get_quota.metric, billing.now()) q);
+END $$;
+COMMENT ON FUNCTION billing.get_quota(text, text) IS
+    'returns the quota in force: the tenant''s own, or its plan''s; null when unlimited, or when there is none. Raises UB010, UB011, UB040';
+
+CREATE FUNCTION billing.get_remaining_quota(tenant_id text, metric text) RETURNS numeric
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM billing._check_tenant(tenant_id);
+    PERFORM billing._check_metric(metric);
+    RETURN (SELECT CASE WHEN s.quota IS NOT NULL THEN greatest(s.quota - s.used, 0) END
+              FROM billing._standing(get_remaining_quota.tenant_id, get_remaining_quota.metric) s);
+END $$;
+COMMENT ON FUNCTION billing.get_remaining_quota(text, text) IS
+    'returns what is left of the quota, never below zero; null when unlimited, or when there is none; what is held counts as left. Raises UB010, UB011, UB040';
+
+-- Asked for no metric, so that neither an override nor an allowance has a say, the quota in force tells of the plan alone.
+CREATE FUNCTION billing.get_effective_plan(tenant_id text) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM billing._check_tenant(tenant_id);
+    RETURN (SELECT q.plan FROM billing._quota_in_force(get_effective_plan.tenant_id, NULL, billing.now()) q
+             WHERE q.refusal = 'upgrade_required');
+END $$;
+COMMENT ON FUNCTION billing.get_effective_plan(text) IS
+    'returns the plan whose limits are in force; null without a subscription, or with one that is not active, a past-due one''s grace being over. Raises UB010, UB040';
+
+CREATE FUNCTION billing.get_current_period(tenant_id text)
+RETURNS TABLE (period_start timestamptz, period_end timestamptz)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM billing._check_tenant(tenant_id);
+    RETURN QUERY SELECT lower(q.billing_period), upper(q.billing_period)
+                   FROM billing._quota_in_force(get_current_period.tenant_id, NULL, billing.now()) q;
+END $$;
+COMMENT ON FUNCTION billing.get_current_period(text) IS
+    'returns the current billing period; its end does not belong to it. Without a subscription that is the month. Raises UB010, UB040';
+
+CREATE FUNCTION billing.get_days_remaining(tenant_id text) RETURNS int
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT (p.period_end AT TIME ZONE z.timezone)::date - (billing.now() AT TIME ZONE z.timezone)::date
+      FROM billing.get_current_period($1) p
+      LEFT JOIN billing.billing_customers z ON z.tenant_id = $1
+$$;
+COMMENT ON FUNCTION billing.get_days_remaining(text) IS
+    'returns in how many days the billing period ends, by the calendar of the tenant''s time zone: 0 on the day itself. Raises UB010, UB040';
+
+CREATE FUNCTION billing.get_active_alerts(tenant_id text DEFAULT NULL)
+RETURNS TABLE (tenant text, metric text, threshold int, used numeric, quota numeric, raised_at timestamptz)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF tenant_id IS NOT NULL THEN
+        PERFORM billing._check_tenant(tenant_id);
+    END IF;
+    RETURN QUERY
+    SELECT a.tenant_id, a.metric, a.threshold, s.used, s.quota, a.raised_at
+      FROM billing._standing(get_active_alerts.tenant_id, NULL) s
+      JOIN billing.usage_alerts a
+        ON a.tenant_id = s.tenant_id AND a.metric = s.metric AND a.period_start = lower(s.billing_period)
+     WHERE a.threshold IN (SELECT r.threshold FROM billing._thresholds_reached(s.used, s.quota) r)
+     ORDER BY a.tenant_id, a.metric, a.threshold;
+END $$;
+COMMENT ON FUNCTION billing.get_active_alerts(text) IS
+    'returns the alerts of the current billing period whose threshold is still reached, of one tenant or of all. Raises UB010, UB040';
+
+CREATE FUNCTION billing.get_top_tenants(metric text, max_tenants int DEFAULT 10)
+RETURNS TABLE (tenant_id text, used numeric, quota numeric, percentage numeric)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM billing._check_metric(metric);
+    RETURN QUERY
+    SELECT s.tenant_id, s.used, s.quota, round(100 * s.used / nullif(s.quota, 0), 2)
+      FROM billing._standing(NULL, get_top_tenants.metric) s
+     WHERE s.used > 0
+     ORDER BY s.used DESC, s.tenant_id LIMIT greatest(max_tenants, 0);
+END $$;
+COMMENT ON FUNCTION billing.get_top_tenants(text, int) IS
+    'returns the tenants that use a metric most, each in its current billing period. Raises UB011';
+
+CREATE FUNCTION billing.get_tenants_near_quota(percent numeric DEFAULT 80, metric text DEFAULT NULL)
+RETURNS TABLE (tenant_id text, metric_name text, used numeric, quota numeric, percentage numeric, cap text)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF metric IS NOT NULL THEN
+        PERFORM billing._check_metric(metric);
+    END IF;
+    RETURN QUERY
+    SELECT s.tenant_id, s.metric, s.used, s.quota, round(100 * s.used / s.quota, 2), s.cap
+      FROM billing._standing(NULL, get_tenants_near_quota.metric) s
+     WHERE s.quota > 0 AND s.used * 100 >= s.quota * percent
+     ORDER BY s.used / s.quota DESC, s.tenant_id, s.metric;
+END $$;
+COMMENT ON FUNCTION billing.get_tenants_near_quota(numeric, text) IS
+    'returns who has used that many percent of a quota, or more, of one metric or of all; the nearest first. Raises UB011';
