@@ -47,6 +47,8 @@ BEGIN
         RAISE EXCEPTION 'tenant "%" exists already', tenant_id
             USING ERRCODE = 'UB030', HINT = 'Choose another tenant id.';
     END IF;
+    PERFORM billing._audit(c.tenant_id, 'create_customer', NULL, to_jsonb(c) - '{name,email}'::text[])
+       FROM billing.billing_customers c WHERE c.tenant_id = create_customer.tenant_id;
     IF wants_stripe THEN
         PERFORM billing._wake_worker('stripe');
     END IF;

@@ -17,6 +17,7 @@ BEGIN
     COMMENT ON TABLE billing.schema_version IS 'the version of the tables; billing.install() migrates them';
 
     PERFORM billing._install_catalog();
+    PERFORM billing._install_audit();
     PERFORM billing._install_customers();
     PERFORM billing._install_subscriptions();
     PERFORM billing._install_quotas();

@@ -71,6 +71,7 @@ LANGUAGE sql STABLE AS $$
       LEFT JOIN billing.billing_customers c ON c.tenant_id = $1
       LEFT JOIN billing.subscriptions s
              ON s.tenant_id = c.tenant_id AND s.status NOT IN ('canceled', 'incomplete_expired')
+            AND NOT (s.cancel_at_period_end AND s.current_period_end <= $3)
       LEFT JOIN billing.plans p ON p.name = s.plan
       LEFT JOIN billing.plan_metrics pm ON pm.plan = s.plan AND pm.metric = m.name
       LEFT JOIN billing.quota_overrides o ON o.tenant_id = c.tenant_id AND o.metric = m.name
@@ -142,6 +143,9 @@ CREATE FUNCTION billing.set_quota(tenant_id text, metric text, quota numeric, ca
                                   per text DEFAULT NULL)
 RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    was jsonb;
+    changed jsonb;
 BEGIN
     PERFORM billing._check_tenant(tenant_id);
     PERFORM billing._check_metric(metric);
@@ -158,18 +162,26 @@ BEGIN
                 USING ERRCODE = 'UB032',
                       HINT = 'A counter may have hard limits per hour and per day; they have no grace.';
         END IF;
+        SELECT to_jsonb(w) INTO was FROM billing.window_limits w
+         WHERE w.tenant_id = set_quota.tenant_id AND w.metric = set_quota.metric AND w.per = set_quota.per FOR UPDATE;
         INSERT INTO billing.window_limits AS w
         VALUES (set_quota.tenant_id, set_quota.metric, set_quota.per, set_quota.quota, billing.now())
         ON CONFLICT ON CONSTRAINT window_limits_pkey
-        DO UPDATE SET quota = excluded.quota, created_at = excluded.created_at;
+        DO UPDATE SET quota = excluded.quota, created_at = excluded.created_at
+        RETURNING to_jsonb(w) INTO changed;
+        PERFORM billing._audit(tenant_id, 'set_quota', was, changed);
         RETURN;
     END IF;
+    SELECT to_jsonb(o) INTO was FROM billing.quota_overrides o
+     WHERE o.tenant_id = set_quota.tenant_id AND o.metric = set_quota.metric FOR UPDATE;
     INSERT INTO billing.quota_overrides AS o
     VALUES (set_quota.tenant_id, set_quota.metric, set_quota.quota, coalesce(set_quota.cap, 'hard'),
             coalesce(set_quota.grace, 1), set_quota.grace_period, billing.now())
     ON CONFLICT ON CONSTRAINT quota_overrides_pkey
     DO UPDATE SET quota = excluded.quota, cap = excluded.cap, grace = excluded.grace,
-                  grace_period = excluded.grace_period, created_at = excluded.created_at;
+                  grace_period = excluded.grace_period, created_at = excluded.created_at
+    RETURNING to_jsonb(o) INTO changed;
+    PERFORM billing._audit(tenant_id, 'set_quota', was, changed);
     PERFORM billing._refresh_quotas(tenant_id);
 END $$;
 COMMENT ON FUNCTION billing.set_quota(text, text, numeric, text, numeric, interval, text) IS
@@ -177,17 +189,24 @@ COMMENT ON FUNCTION billing.set_quota(text, text, numeric, text, numeric, interv
 
 CREATE FUNCTION billing.clear_quota(tenant_id text, metric text, per text DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    was jsonb;
 BEGIN
     PERFORM billing._check_tenant(tenant_id);
     PERFORM billing._check_metric(metric);
     IF per IS NOT NULL THEN
         DELETE FROM billing.window_limits w
-         WHERE w.tenant_id = clear_quota.tenant_id AND w.metric = clear_quota.metric AND w.per = clear_quota.per;
-        RETURN;
+         WHERE w.tenant_id = clear_quota.tenant_id AND w.metric = clear_quota.metric AND w.per = clear_quota.per
+        RETURNING to_jsonb(w) INTO was;
+    ELSE
+        DELETE FROM billing.quota_overrides o
+         WHERE o.tenant_id = clear_quota.tenant_id AND o.metric = clear_quota.metric
+        RETURNING to_jsonb(o) INTO was;
+        PERFORM billing._refresh_quotas(tenant_id);
     END IF;
-    DELETE FROM billing.quota_overrides o
-     WHERE o.tenant_id = clear_quota.tenant_id AND o.metric = clear_quota.metric;
-    PERFORM billing._refresh_quotas(tenant_id);
+    IF was IS NOT NULL THEN
+        PERFORM billing._audit(tenant_id, 'clear_quota', was, NULL);
+    END IF;
 END $$;
 COMMENT ON FUNCTION billing.clear_quota(text, text, text) IS
     'ends a tenant''s override, or that of its limit per ''hour'' or ''day'', so that its plan''s is in force again. Raises UB010, UB011, UB040';

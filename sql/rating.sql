@@ -23,7 +23,7 @@ BEGIN
         IF (t.n = t.tiers) <> (t.up_to IS NULL) OR t.up_to <= below
            OR t.price_model = 'package' AND (t.tiers > 1 OR t.flat_amount IS NOT NULL) THEN
             RAISE EXCEPTION 'the price of metric "%" in plan "%" is not valid at tier %', metric, plan, t.n
-                USING ERRCODE = 'UB036', HINT = 'Tiers rise, and the last one, and no other, has no end; a package has one tier, without a flat amount.';
+                USING ERRCODE = 'UB037', HINT = 'Tiers rise, and the last one, and no other, has no end; a package has one tier, without a flat amount.';
         END IF;
         model := t.price_model;
         flat := false;
@@ -79,14 +79,14 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT o.quantity FROM billing._overage($1, $2, $3) o
 $$;
 COMMENT ON FUNCTION billing.get_overage(text, text, text) IS
-    'returns the billable usage of a billing period beyond the allowance of the tenant''s present plan; a tenant''s own quota does not change what is included. Raises UB010, UB011, UB032, UB036, UB040';
+    'returns the billable usage of a billing period beyond the allowance of the tenant''s present plan; a tenant''s own quota does not change what is included. Raises UB010, UB011, UB032, UB037, UB040';
 
 CREATE FUNCTION billing.get_overage_cost(tenant_id text, metric text, period text DEFAULT 'current') RETURNS numeric
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT o.cost FROM billing._overage($1, $2, $3) o
 $$;
 COMMENT ON FUNCTION billing.get_overage_cost(text, text, text) IS
-    'returns what the overage costs, in minor units: the price of all usage less that of the allowance. Raises UB010, UB011, UB032, UB036, UB040';
+    'returns what the overage costs, in minor units: the price of all usage less that of the allowance. Raises UB010, UB011, UB032, UB037, UB040';
 
 -- The invoice that ends the current period: its usage, which a trial does not bill, and in advance the next period's fee.
 CREATE FUNCTION billing._invoice(own text, projected boolean)
@@ -132,7 +132,7 @@ RETURNS TABLE (metric text, tier int, description text, quantity numeric, unit_a
                currency text, period_start timestamptz, period_end timestamptz)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$ SELECT * FROM billing._invoice($1, false) $$;
 COMMENT ON FUNCTION billing.get_upcoming_invoice(text) IS
-    'returns the lines of the invoice that ends the current billing period, as if it ended now: its usage, by metric and tier, and the next period''s flat fee; amounts in minor units, before taxes and credits; no line without a subscription. Raises UB010, UB036, UB040';
+    'returns the lines of the invoice that ends the current billing period, as if it ended now: its usage, by metric and tier, and the next period''s flat fee; amounts in minor units, before taxes and credits; no line without a subscription. Raises UB010, UB037, UB040';
 
 CREATE FUNCTION billing.get_projected_cost(tenant_id text, metric text DEFAULT NULL) RETURNS numeric
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -144,4 +144,4 @@ BEGIN
              WHERE get_projected_cost.metric IS NULL OR i.metric = get_projected_cost.metric);
 END $$;
 COMMENT ON FUNCTION billing.get_projected_cost(text, text) IS
-    'returns what that invoice comes to, or one metric on it, in minor units, with the usage get_projected_usage() expects. Raises UB010, UB011, UB036, UB040';
+    'returns what that invoice comes to, or one metric on it, in minor units, with the usage get_projected_usage() expects. Raises UB010, UB011, UB037, UB040';

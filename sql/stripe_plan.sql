@@ -131,16 +131,28 @@ $$;
 -- The hours whose total Stripe has not confirmed. Only what adds up over hours is sent by the hour.
 CREATE FUNCTION billing._stripe_due_hours()
 RETURNS TABLE (tenant_id text, metric text, period_start timestamptz, hour timestamptz, quantity numeric,
-               stripe_customer_id text, stripe_event_name text)
+               value numeric, at timestamptz, stripe_customer_id text, stripe_event_name text)
 LANGUAGE sql STABLE AS $$
-    SELECT a.tenant_id, a.metric, a.period_start, a.hour, a.quantity, c.stripe_customer_id, m.stripe_event_name
+    SELECT a.tenant_id, a.metric, a.period_start, a.hour, a.quantity,
+           CASE WHEN i.since > a.hour THEN a.quantity - i.counted ELSE a.quantity END,
+           -- any one moment of the hour will do, but never a boundary, nor one in the future; after a change of price one
+           -- well after that, as clocks differ
+           CASE WHEN i.since > a.hour THEN least(i.since + interval '1 minute', a.hour + interval '59 minutes 59 seconds')
+                ELSE a.hour + interval '1 second' END,
+           c.stripe_customer_id, m.stripe_event_name
       FROM billing.usage_aggregates a
       JOIN billing.metrics m ON m.name = a.metric AND m.kind = 'counter'
            AND m.aggregation IN ('sum', 'count', 'unique_count')
       JOIN billing.billing_customers c ON c.tenant_id = a.tenant_id
       JOIN billing.subscriptions s ON s.tenant_id = a.tenant_id AND s.anchor <= a.period_start
-           AND s.stripe_subscription_id IS NOT NULL AND s.status NOT IN ('canceled', 'incomplete_expired')
+           AND s.stripe_status NOT IN ('canceled', 'incomplete_expired')
+           -- one that has ended here and not yet there: the usage of its own periods
+           AND (s.ended_at IS NULL
+                OR a.hour < s.ended_at
+                   AND a.period_start = lower(billing._period_at(s.anchor, s.interval_months, s.timezone, a.hour)))
       JOIN billing.subscription_items i ON i.tenant_id = s.tenant_id AND i.subscription_id = s.id AND i.metric = a.metric
+           -- what is older than a price, Stripe has billed or never will
+           AND (i.since IS NULL OR a.hour >= date_trunc('hour', i.since, 'UTC'))
      WHERE a.submitted IS DISTINCT FROM a.quantity AND NOT a.blocked
 $$;
 
@@ -153,16 +165,16 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
         SELECT DISTINCT ON (h.tenant_id, h.metric) h.*
           FROM billing._stripe_due_hours() h
          WHERE NOT EXISTS (SELECT FROM billing.stripe_outbox o
-                            WHERE o.tenant_id = h.tenant_id AND o.kind = 'meter_event' AND o.subject = h.metric
-                              AND o.state IN ('waiting', 'sending'))
+                            WHERE o.tenant_id = h.tenant_id AND o.state IN ('waiting', 'sending')
+                              AND (o.kind = 'meter_event' AND o.subject = h.metric
+                                   OR o.kind IN ('subscription_update', 'subscription_cancel')))
          ORDER BY h.tenant_id, h.metric, h.hour
     ), requests AS (
         SELECT billing._stripe_enqueue(d.tenant_id, 'meter_event', d.metric, 'POST', '/v1/billing/meter_events',
                    jsonb_build_object('event_name', d.stripe_event_name,
-                       -- any one moment of the hour will do, but never a boundary, nor one in the future
-                       'timestamp', extract(epoch FROM d.hour)::bigint + 1,
+                       'timestamp', floor(extract(epoch FROM d.at))::bigint,
                        'payload', jsonb_build_object('stripe_customer_id', d.stripe_customer_id,
-                                                     'value', trim_scale(d.quantity)::text)),
+                                                     'value', trim_scale(d.value)::text)),
                    jsonb_build_object('period_start', d.period_start, 'hour', d.hour, 'quantity', d.quantity))
           FROM due d
     )
@@ -170,7 +182,7 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
 $$;
 
 -- Webhooks are taken as a hint that an object changed: it is fetched anew instead of trusting their order. Events that
--- arrive while a fetch is under way wait for the next one.
+-- arrive while a fetch is under way wait for the next one; those of a subscription also for a wish that is under way.
 CREATE FUNCTION billing._stripe_plan_webhooks() RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -192,8 +204,10 @@ BEGIN
              WHERE e.processed_at IS NULL AND e.object_type IS NOT DISTINCT FROM w.object_type
                AND e.object_id IS NOT DISTINCT FROM w.object_id;
         ELSIF NOT EXISTS (SELECT FROM billing.stripe_outbox o
-                           WHERE o.tenant_id = w.tenant_id AND o.kind = w.object_type || '_fetch'
-                             AND o.subject = w.object_id AND o.state IN ('waiting', 'sending')) THEN
+                           WHERE o.tenant_id = w.tenant_id AND o.state IN ('waiting', 'sending')
+                             AND (o.kind = w.object_type || '_fetch' AND o.subject = w.object_id
+                                  OR w.object_type = 'subscription'
+                                     AND o.kind IN ('subscription_update', 'subscription_cancel'))) THEN
             fetch_id := billing._stripe_enqueue(w.tenant_id, w.object_type || '_fetch', w.object_id, 'GET',
                               format('/v1/%ss/%s', w.object_type, w.object_id), '{}');
             UPDATE billing.webhook_events e SET request_id = fetch_id
@@ -204,10 +218,3 @@ BEGIN
     END LOOP;
     RETURN requests;
 END $$;
-
--- Makes requests of everything that is due; returns how many.
-CREATE FUNCTION billing._stripe_plan() RETURNS int
-LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-    SELECT (billing._stripe_plan_catalog() + billing._stripe_plan_tenants() + billing._stripe_plan_usage()
-            + billing._stripe_plan_webhooks())::int
-$$;

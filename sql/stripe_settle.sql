@@ -1,49 +1,20 @@
 -- What an answer of Stripe's changes here.
 
--- Stores a subscription as Stripe has it: status, items, period.
-CREATE FUNCTION billing._apply_subscription(tenant text, subscription jsonb) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    local_id bigint;
-    -- periods moved from the subscription to its items in 2025-03-31.basil: accept either
-    period jsonb := CASE WHEN subscription ? 'current_period_start' THEN subscription
-                         ELSE subscription #> '{items,data,0}' END;
-BEGIN
-    UPDATE billing.subscriptions s
-       SET stripe_subscription_id = subscription ->> 'id',
-           status = subscription ->> 'status',
-           current_period_start = coalesce(to_timestamp((period ->> 'current_period_start')::bigint), s.current_period_start),
-           current_period_end = coalesce(to_timestamp((period ->> 'current_period_end')::bigint), s.current_period_end),
-           cancel_at_period_end = coalesce((subscription ->> 'cancel_at_period_end')::boolean, s.cancel_at_period_end),
-           past_due_since = CASE WHEN subscription ->> 'status' = 'past_due' THEN coalesce(s.past_due_since, billing.now()) END,
-           canceled_at = to_timestamp((subscription ->> 'canceled_at')::bigint)
-     WHERE s.tenant_id = tenant
-       AND (s.stripe_subscription_id = subscription ->> 'id'
-            OR s.stripe_subscription_id IS NULL AND s.id::text = subscription #>> '{metadata,subscription_id}')
-    RETURNING s.id INTO local_id;
-    IF local_id IS NULL THEN
-        RETURN;     -- a subscription of the same customer that was made elsewhere
-    END IF;
-    INSERT INTO billing.subscription_items AS i (tenant_id, subscription_id, metric, stripe_item_id, stripe_price_id)
-    SELECT tenant, local_id, pm.metric, item ->> 'id', item #>> '{price,id}'
-      FROM jsonb_array_elements(subscription #> '{items,data}') item
-      JOIN billing.plan_metrics pm ON pm.stripe_price_id = item #>> '{price,id}'
-    ON CONFLICT ON CONSTRAINT subscription_items_pkey
-    DO UPDATE SET stripe_item_id = excluded.stripe_item_id, stripe_price_id = excluded.stripe_price_id;
-    PERFORM billing._refresh_quotas(tenant);
-END $$;
-
 -- Stores lines of an invoice; with the first of them, what was stored before is gone: a draft's lines change.
 CREATE FUNCTION billing._apply_invoice_lines(tenant text, invoice text, lines jsonb, first boolean) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     DELETE FROM billing.invoice_lines l WHERE $4 AND l.tenant_id = $1 AND l.stripe_invoice_id = $2;
     INSERT INTO billing.invoice_lines AS l
     SELECT $1, $2, line ->> 'id',
-           (SELECT i.metric FROM billing.subscription_items i
-             WHERE i.tenant_id = $1
-               AND i.stripe_item_id = coalesce(line #>> '{parent,subscription_item_details,subscription_item}',
-                                               line ->> 'subscription_item')
-             LIMIT 1),
+           -- by the item, or by the price where the item is gone since
+           coalesce((SELECT i.metric FROM billing.subscription_items i
+                      WHERE i.tenant_id = $1
+                        AND i.stripe_item_id = coalesce(line #>> '{parent,subscription_item_details,subscription_item}',
+                                                        line ->> 'subscription_item')
+                      LIMIT 1),
+                    (SELECT pm.metric FROM billing.plan_metrics pm
+                      WHERE pm.stripe_price_id = coalesce(line #>> '{pricing,price_details,price}', line #>> '{price,id}')
+                      LIMIT 1)),
            line ->> 'description',
            coalesce(line ->> 'quantity_decimal', line ->> 'quantity')::numeric,
            (line ->> 'amount')::numeric,
@@ -148,8 +119,11 @@ BEGIN
         PERFORM billing._apply_catalog(request, response);
     WHEN 'customer_create' THEN
         UPDATE billing.billing_customers c SET stripe_customer_id = response ->> 'id' WHERE c.tenant_id = r.tenant_id;
-    WHEN 'subscription_create', 'subscription_fetch' THEN
-        PERFORM billing._apply_subscription(r.tenant_id, response);
+    WHEN 'subscription_create', 'subscription_update', 'subscription_fetch' THEN
+        PERFORM billing._apply_subscription(r.tenant_id, response, r.kind = 'subscription_fetch');
+    WHEN 'subscription_cancel' THEN
+        UPDATE billing.subscriptions s SET stripe_status = 'canceled'
+         WHERE s.tenant_id = r.tenant_id AND s.id::text = r.subject;
     WHEN 'invoice_fetch' THEN
         PERFORM billing._apply_invoice(r.tenant_id, response);
     WHEN 'invoice_lines' THEN
@@ -172,12 +146,14 @@ DECLARE
     verdict text := outcome;
     complaint text := error;
 BEGIN
-    -- A product of ours that exists already is as good as created. Other objects have ids of Stripe's own, which such
-    -- a refusal does not give.
-    IF verdict = 'failed' AND response #>> '{error,code}' = 'resource_already_exists'
+    -- A product of ours that exists already is as good as created (other objects have ids of Stripe's own, which such
+    -- a refusal does not give), and a subscription that is no more is as good as canceled: a DELETE has no key by which
+    -- Stripe would know it again.
+    IF verdict = 'failed'
        AND EXISTS (SELECT FROM billing.stripe_outbox o
                     WHERE o.tenant_id = _stripe_settle.tenant_id AND o.id = _stripe_settle.id
-                      AND o.kind = 'product_create') THEN
+                      AND (o.kind, _stripe_settle.response #>> '{error,code}') IN
+                          (('product_create', 'resource_already_exists'), ('subscription_cancel', 'resource_missing'))) THEN
         verdict := 'delivered';
     END IF;
     UPDATE billing.stripe_outbox o

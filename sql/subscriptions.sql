@@ -22,9 +22,18 @@ BEGIN
         collection_method      text NOT NULL CHECK (collection_method IN ('charge_automatically', 'send_invoice')),
         days_until_due         int CHECK (days_until_due BETWEEN 0 AND 365),
         cancel_at_period_end   boolean NOT NULL DEFAULT false,
+        proration_behavior     text NOT NULL DEFAULT 'create_prorations'      -- of the last change of plan
+            CHECK (proration_behavior IN ('create_prorations', 'always_invoice', 'none')),
         past_due_since         timestamptz,
-        canceled_at            timestamptz,
+        canceled_at            timestamptz,     -- when its end was asked for
+        ended_at               timestamptz,
+        changed_at             timestamptz,     -- when its plan was changed last, or it ended
+        -- What Stripe has confirmed; where it differs from the above, something is due there.
         stripe_subscription_id text,
+        stripe_status          text,
+        stripe_plan            text,            -- the plan whose flat fee it bills
+        stripe_item_id         text,            -- the item of that fee
+        stripe_cancels         boolean NOT NULL DEFAULT false,
         created_at             timestamptz NOT NULL,
         PRIMARY KEY (tenant_id, id),
         CHECK (current_period_start < current_period_end)
@@ -41,6 +50,8 @@ BEGIN
         metric          text NOT NULL REFERENCES billing.metrics,
         stripe_item_id  text NOT NULL,
         stripe_price_id text NOT NULL,
+        since           timestamptz,                    -- when Stripe took this price; null: with the subscription
+        counted         numeric NOT NULL DEFAULT 0,     -- of that hour, what it had counted before
         PRIMARY KEY (tenant_id, subscription_id, metric),
         FOREIGN KEY (tenant_id, subscription_id) REFERENCES billing.subscriptions
     );
@@ -77,8 +88,10 @@ DECLARE
     anchor timestamptz := date_trunc('hour', billing.now(), 'UTC');
     period tstzrange;
     subscription_id bigint;
+    created jsonb;
 BEGIN
     PERFORM billing._check_tenant(tenant_id);
+    PERFORM billing._advance_periods(tenant_id);
     SELECT * INTO customer FROM billing.billing_customers c WHERE c.tenant_id = create_subscription.tenant_id;
     SELECT * INTO wanted FROM billing.plans p WHERE p.name = create_subscription.plan;
     IF NOT FOUND THEN
@@ -96,20 +109,17 @@ BEGIN
     END IF;
     period := billing._period_at(anchor, wanted.interval_months, customer.timezone, anchor);
     BEGIN
-        INSERT INTO billing.subscriptions (tenant_id, plan, status, anchor, timezone, interval_months,
+        INSERT INTO billing.subscriptions AS s (tenant_id, plan, status, anchor, timezone, interval_months,
                 current_period_start, current_period_end, collection_method, days_until_due, created_at)
             VALUES (customer.tenant_id, wanted.name, CASE WHEN customer.stripe THEN 'pending' ELSE 'active' END, anchor,
                 customer.timezone, wanted.interval_months, lower(period), upper(period),
                 create_subscription.collection_method, create_subscription.days_until_due, billing.now())
-            RETURNING id INTO subscription_id;
+            RETURNING s.id, to_jsonb(s) INTO subscription_id, created;
     EXCEPTION WHEN unique_violation THEN
         RAISE EXCEPTION 'tenant "%" has a subscription already', tenant_id
             USING ERRCODE = 'UB031', HINT = 'Change or cancel that one.';
     END;
-    PERFORM billing._refresh_quotas(tenant_id);
-    IF customer.stripe THEN
-        PERFORM billing._wake_worker('stripe');
-    END IF;
+    PERFORM billing._subscription_changed('create_subscription', NULL, created);
     RETURN subscription_id;
 END $$;
 COMMENT ON FUNCTION billing.create_subscription(text, text, text, int) IS
@@ -125,28 +135,39 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
            s.stripe_subscription_id, s.created_at
       FROM billing.subscriptions s
      WHERE s.tenant_id = get_subscription.tenant_id AND s.status NOT IN ('canceled', 'incomplete_expired')
+       AND NOT (s.cancel_at_period_end AND s.current_period_end <= billing.now())
 $$;
 COMMENT ON FUNCTION billing.get_subscription(text) IS 'returns a tenant''s live subscription, or no row';
 
--- Moves subscriptions whose period is over into the one that holds the present; returns how many.
-CREATE FUNCTION billing._advance_periods() RETURNS bigint
+-- Moves subscriptions whose period is over into the one that holds the present, or ends them; of one tenant, or of all;
+-- returns how many. Who is just changing one does that itself: waiting for them here, the rollup could meet its own rows.
+CREATE FUNCTION billing._advance_periods(tenant_id text DEFAULT NULL) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    s record;
+    was billing.subscriptions;
+    s billing.subscriptions;
+    period tstzrange;
     moved bigint := 0;
 BEGIN
-    FOR s IN
-        UPDATE billing.subscriptions u
-           SET current_period_start = lower(p.period), current_period_end = upper(p.period)
-          FROM (SELECT o.tenant_id, o.id,
-                       billing._period_at(o.anchor, o.interval_months, o.timezone, billing.now()) AS period
-                  FROM billing.subscriptions o
-                 WHERE o.current_period_end <= billing.now()
-                   AND o.status NOT IN ('canceled', 'incomplete_expired')) p
-         WHERE u.tenant_id = p.tenant_id AND u.id = p.id
-        RETURNING u.tenant_id
+    FOR was IN
+        SELECT o.* FROM billing.subscriptions o
+         WHERE o.current_period_end <= billing.now() AND o.status NOT IN ('canceled', 'incomplete_expired')
+           AND (_advance_periods.tenant_id IS NULL OR o.tenant_id = _advance_periods.tenant_id)
+         ORDER BY o.tenant_id FOR UPDATE SKIP LOCKED
     LOOP
-        PERFORM billing._refresh_quotas(s.tenant_id);
+        IF was.cancel_at_period_end THEN
+            UPDATE billing.subscriptions u
+               SET status = 'canceled', ended_at = was.current_period_end, changed_at = was.current_period_end
+             WHERE u.tenant_id = was.tenant_id AND u.id = was.id
+            RETURNING * INTO s;
+            PERFORM billing._subscription_changed('end_subscription', to_jsonb(was), to_jsonb(s));
+        ELSE
+            period := billing._period_at(was.anchor, was.interval_months, was.timezone, billing.now());
+            UPDATE billing.subscriptions u
+               SET current_period_start = lower(period), current_period_end = upper(period)
+             WHERE u.tenant_id = was.tenant_id AND u.id = was.id;
+            PERFORM billing._refresh_quotas(was.tenant_id);
+        END IF;
         moved := moved + 1;
     END LOOP;
     RETURN moved;

@@ -30,6 +30,21 @@ LANGUAGE sql AS $$
                         jsonb_build_object('id', i ->> 'price'), 'current_period_start', params -> 'backdate_start_date',
                         'current_period_end', params -> 'billing_cycle_anchor'))
                     FROM jsonb_array_elements(params -> 'items') i)))
+        WHEN 'subscription_update' THEN
+            (SELECT jsonb_build_object('id', s.stripe_subscription_id, 'status', 'active',
+                        'cancel_at_period_end', coalesce((params ->> 'cancel_at_period_end')::boolean, s.stripe_cancels),
+                        'items', jsonb_build_object('data', CASE WHEN params ? 'items'
+                            THEN (SELECT jsonb_agg(jsonb_build_object('id', coalesce(i ->> 'id', 'si_' || (i ->> 'price')),
+                                                                      'price', jsonb_build_object('id', i ->> 'price')))
+                                    FROM jsonb_array_elements(params -> 'items') i WHERE NOT i ? 'deleted')
+                            ELSE (SELECT jsonb_build_array(jsonb_build_object('id', s.stripe_item_id,
+                                             'price', jsonb_build_object('id', p.stripe_price_id)))
+                                         || jsonb_agg(jsonb_build_object('id', i.stripe_item_id,
+                                                                         'price', jsonb_build_object('id', i.stripe_price_id)))
+                                    FROM billing.plans p, billing.subscription_items i
+                                   WHERE p.name = s.stripe_plan AND (i.tenant_id, i.subscription_id) = (s.tenant_id, s.id)
+                                   GROUP BY p.name) END))
+               FROM billing.subscriptions s WHERE s.tenant_id = tenant AND s.id::text = subject)
         ELSE '{}' END
 $$;
 

@@ -1,5 +1,6 @@
 #include "test/sandbox/invoices.hpp"
 
+#include <algorithm>
 #include <cstdio>
 
 #include "test/sandbox/errors.hpp"
@@ -28,7 +29,7 @@ json line_of(const json &invoice, const json &span, const json &price, const Cha
               {"invoice_item_details", nullptr},
               {"subscription_item_details",
                {{"invoice_item", nullptr},
-                {"proration", span["numerator"] != span["denominator"]},
+                {"proration", span.contains("credit") || span["numerator"] != span["denominator"]},
                 {"proration_details", nullptr},
                 {"subscription", invoice["parent"]["subscription_details"]["subscription"]},
                 {"subscription_item", span["item"]}}}}},
@@ -57,18 +58,30 @@ json span_of(const json &item, std::int64_t start, std::int64_t end, std::int64_
             {"denominator", denominator}};
 }
 
+Decimal Invoices::quantity_of(const json &span, const std::string &customer) {
+    if (span.contains("usage"))
+        return Decimal::parse(span["usage"].get<std::string>());
+    const json &price = store_.get("price", span["price"]);
+    return metered(price)
+               ? meters_.billable(price["recurring"]["meter"], customer, span["start"], span["end"])
+               : Decimal(span["quantity"].get<std::int64_t>());
+}
+
+json Invoices::settled(json span, const std::string &customer) {
+    span["usage"] = quantity_of(span, customer).str();
+    return span;
+}
+
 void Invoices::rate_lines(json &invoice) {
     json lines = json::array();
     std::int64_t total = 0;
     for (const json &span : invoice["_spans"]) {
         const json &price = store_.get("price", span["price"]);
         const std::string product = store_.get("product", price["product"])["name"];
-        const Decimal quantity = metered(price)
-                                     ? meters_.billable(price["recurring"]["meter"], invoice["customer"],
-                                                        span["start"], span["end"])
-                                     : Decimal(span["quantity"].get<std::int64_t>());
-        for (Charge charge : rate(price, quantity)) {
+        for (Charge charge : rate(price, quantity_of(span, invoice["customer"]))) {
             charge.amount = prorate(charge.amount, span["numerator"], span["denominator"]);
+            if (span.value("credit", false))
+                charge.amount = -charge.amount;
             const std::string description = charge.quantity.str() + " × " + product +
                                             (charge.tier.empty() ? "" : " (" + charge.tier + ")");
             lines.push_back(line_of(invoice, span, price, charge, lines.size() + 1, description));
@@ -76,8 +89,10 @@ void Invoices::rate_lines(json &invoice) {
         }
     }
     invoice["_lines"] = std::move(lines);
-    for (const char *sum : {"subtotal", "total", "amount_due", "amount_remaining"})
+    for (const char *sum : {"subtotal", "total"})
         invoice[sum] = total;
+    for (const char *sum : {"amount_due", "amount_remaining"})
+        invoice[sum] = std::max<std::int64_t>(total, 0);
 }
 
 json Invoices::build(const json &subscription, const std::string &reason, json spans, std::int64_t time) {
@@ -165,6 +180,10 @@ void Invoices::finalize(json &invoice, std::int64_t time, bool attempt) {
     char number[16];
     std::snprintf(number, sizeof number, "-%04d", sequence);
     const std::string id = invoice["id"];
+    const std::int64_t balance = customer["balance"], total = invoice["total"];  // below zero: a credit
+    invoice["starting_balance"] = balance;
+    invoice["ending_balance"] = customer["balance"] = std::min<std::int64_t>(balance + total, 0);
+    invoice["amount_due"] = invoice["amount_remaining"] = std::max<std::int64_t>(balance + total, 0);
     invoice["number"] = customer["invoice_prefix"].get<std::string>() + number;
     invoice["status"] = "open";
     invoice["automatically_finalizes_at"] = nullptr;
@@ -173,13 +192,13 @@ void Invoices::finalize(json &invoice, std::int64_t time, bool attempt) {
     invoice["invoice_pdf"] = "https://pay.stripe.com/invoice/acct_sandbox/test_" + id + "/pdf";
     if (invoice["collection_method"] == "send_invoice")
         invoice["due_date"] = time + invoice["_days_until_due"].get<std::int64_t>() * kDay;
-    else if (invoice["total"] > 0)
+    else if (invoice["amount_due"] > 0)
         invoice["confirmation_secret"] = {
             {"type", "payment_intent"},
             {"client_secret", store_.new_id("pi", 24) + "_secret_" + id.substr(3)}};
     store_.emit("invoice.finalized", invoice, before);
     store_.emit("invoice.updated", invoice, before);
-    if (invoice["total"] == 0)
+    if (invoice["amount_due"] == 0)
         mark_paid(invoice, time);
     else if (attempt && invoice["collection_method"] == "charge_automatically")
         collect(invoice, time);
@@ -206,7 +225,7 @@ void Invoices::mark_paid(json &invoice, std::int64_t time) {
     const json before = invoice;
     invoice["status"] = "paid";
     invoice["attempted"] = true;
-    invoice["amount_paid"] = invoice["total"];
+    invoice["amount_paid"] = invoice["amount_due"];
     invoice["amount_remaining"] = 0;
     invoice["status_transitions"]["paid_at"] = time;
     store_.emit("invoice.paid", invoice, before);

@@ -3,6 +3,7 @@
 // An invoice is made of spans, each one subscription item over one stretch of time: a licensed item in advance, a
 // metered one in arrears. Lines are rated from the spans; while the invoice is a draft they follow the usage that still
 // arrives (docs.stripe.com/billing/subscriptions/usage-based: usage counts until finalization), afterwards they stand.
+// A total below zero is credited to the customer's balance, which later invoices use up.
 #pragma once
 
 #include <cstdint>
@@ -30,6 +31,8 @@ class Invoices {
     json &add_draft(json invoice, std::int64_t finalizes_at);
     // Freezes a draft and, for charge_automatically, tries to collect unless payment waits for the customer.
     void finalize(json &invoice, std::int64_t time, bool collect = true);
+    // The span with its usage as it is now, which later usage does not change.
+    json settled(json span, const std::string &customer);
     void void_invoice(json &invoice, std::int64_t time);
     // Rates a customer's drafts again.
     void usage_changed(const std::string &customer);
@@ -37,6 +40,7 @@ class Invoices {
     bool payable(const json &invoice);
 
   private:
+    Decimal quantity_of(const json &span, const std::string &customer);
     void rate_lines(json &invoice);
     void collect(json &invoice, std::int64_t time);
     void mark_paid(json &invoice, std::int64_t time);

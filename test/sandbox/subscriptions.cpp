@@ -14,11 +14,6 @@ constexpr std::int64_t kDraftTime = kHour;            // a cycle's invoice stays
 constexpr std::int64_t kIncompleteTime = 23 * kHour;  // then an unpaid first invoice ends the subscription
 constexpr std::size_t kMaxBackdatedLines = 250;
 
-Cycle cycle_of(const json &subscription) {
-    const json &cycle = subscription["_cycle"];
-    return {cycle["reference"], cycle["interval"], cycle["interval_count"]};
-}
-
 bool living(const json &subscription) {
     const std::string status = subscription["status"];
     return status == "active" || status == "trialing" || status == "past_due";
@@ -29,6 +24,11 @@ json &items_of(json &subscription) {
 }
 
 }  // namespace
+
+Cycle Subscriptions::cycle_of(const json &subscription) {
+    const json &cycle = subscription["_cycle"];
+    return {cycle["reference"], cycle["interval"], cycle["interval_count"]};
+}
 
 void Subscriptions::set_period(json &subscription, std::int64_t start, std::int64_t end) {
     for (json &item : items_of(subscription)) {
@@ -108,6 +108,7 @@ json Subscriptions::create(const Call &call) {
     if (due && !pays)
         built["status"] = "incomplete";
     built["_expires_at"] = now + kIncompleteTime;
+    built["_pending"] = json::array();
     if (built["cancel_at_period_end"] == true)
         built["cancel_at"] = items_of(built)[0]["current_period_end"];
 
@@ -125,31 +126,28 @@ json Subscriptions::create(const Call &call) {
     return subscription;
 }
 
-json Subscriptions::update(const Call &call) {
-    json &subscription = store_.get("subscription", call.id());
-    if (subscription["status"] == "canceled" || subscription["status"] == "incomplete_expired")
-        throw invalid("A canceled subscription can only update its cancellation_details and metadata.");
-    const json before = subscription;
-    for (const char *name : {"description", "default_payment_method", "cancel_at_period_end"})
-        if (call.has(name))
-            subscription[name] = call.params[name] == "" ? json() : call.params[name];
-    if (call.has("cancel_at_period_end")) {
-        const bool cancels = call.params["cancel_at_period_end"];
-        subscription["cancel_at"] = cancels ? items_of(subscription)[0]["current_period_end"] : json();
-        subscription["canceled_at"] = cancels ? json(store_.time_of(subscription)) : json();
-        subscription["cancellation_details"]["reason"] = cancels ? json("cancellation_requested") : json();
-    }
-    merge_metadata(subscription, call.params);
-    store_.emit("customer.subscription.updated", subscription, before);
-    return subscription;
-}
-
 json Subscriptions::usage_spans(const json &subscription, std::int64_t until) {
     json spans = json::array();
     for (const json &item : subscription["items"]["data"])
         if (metered(store_.get("price", item["price"])))
-            spans.push_back(span_of(item, item["current_period_start"], until));
+            spans.push_back(usage_span(item, until));
     return spans;
+}
+
+json Subscriptions::usage_span(const json &item, std::int64_t until) {
+    const std::int64_t start = item["current_period_start"];
+    return span_of(item, std::max(start, item.value("_since", start)), until);
+}
+
+json &Subscriptions::bill(json &subscription, const std::string &reason, const json &spans,
+                          std::int64_t time) {
+    json all = std::move(subscription["_pending"]);
+    all.insert(all.end(), spans.begin(), spans.end());
+    subscription["_pending"] = json::array();
+    json &invoice =
+        invoices_.add_draft(invoices_.build(subscription, reason, std::move(all), time), time + kDraftTime);
+    subscription["latest_invoice"] = invoice["id"];
+    return invoice;
 }
 
 json Subscriptions::cancel(const Call &call) {
@@ -160,16 +158,19 @@ json Subscriptions::cancel(const Call &call) {
         throw not_modelled("prorate=true on cancellation");
     const std::int64_t now = store_.time_of(subscription);
     if (call.params.value("invoice_now", false) && living(subscription))
-        if (json spans = usage_spans(subscription, now); !spans.empty())
-            subscription["latest_invoice"] = invoices_.add_draft(
-                invoices_.build(subscription, "subscription_cycle", std::move(spans), now),
-                now + kDraftTime)["id"];
+        bill_arrears(subscription, now);
     subscription["cancellation_details"]["reason"] = "cancellation_requested";
     const json details = call.params.value("cancellation_details", json::object());
     for (const auto &[name, value] : details.items())
         subscription["cancellation_details"][name] = value;
     end(subscription, now);
     return subscription;
+}
+
+void Subscriptions::bill_arrears(json &subscription, std::int64_t time) {
+    if (const json spans = usage_spans(subscription, time);
+        !spans.empty() || !subscription["_pending"].empty())
+        bill(subscription, "subscription_cycle", spans, time);
 }
 
 void Subscriptions::end(json &subscription, std::int64_t time) {
@@ -197,10 +198,7 @@ void Subscriptions::change(json &subscription) {
         invoices_.void_invoice(store_.get("invoice", subscription["latest_invoice"]), time);
         store_.emit("customer.subscription.updated", subscription, before);
     } else if (subscription["cancel_at_period_end"] == true) {
-        if (json spans = usage_spans(subscription, time); !spans.empty())
-            subscription["latest_invoice"] = invoices_.add_draft(
-                invoices_.build(subscription, "subscription_cycle", std::move(spans), time),
-                time + kDraftTime)["id"];
+        bill_arrears(subscription, time);
         end(subscription, time);
     } else {
         renew(subscription, time);
@@ -215,13 +213,11 @@ void Subscriptions::renew(json &subscription, std::int64_t time) {
     for (const json &item : items_of(subscription))
         if (!metered(store_.get("price", item["price"])))
             spans.push_back(span_of(item, time, next));
-    json invoice =
-        spans.empty() ? json() : invoices_.build(subscription, "subscription_cycle", std::move(spans), time);
+    if (!spans.empty() || !subscription["_pending"].empty())
+        bill(subscription, "subscription_cycle", spans, time);
     set_period(subscription, time, next);
     if (trial)
         subscription["status"] = "active";
-    if (!invoice.is_null())
-        subscription["latest_invoice"] = invoices_.add_draft(std::move(invoice), time + kDraftTime)["id"];
     store_.emit("customer.subscription.updated", subscription, before);
 }
 
@@ -251,8 +247,10 @@ json Subscriptions::preview(const Call &call) {
         subscription = *found;
         time = *next_change(subscription);
         const std::int64_t next = cycle_of(subscription).after(time);
+        spans = subscription["_pending"];
         if (subscription["status"] != "trialing")
-            spans = usage_spans(subscription, time);
+            for (json &span : usage_spans(subscription, time))
+                spans.push_back(std::move(span));
         for (const json &item : items_of(subscription))
             if (!metered(store_.get("price", item["price"])) && subscription["cancel_at_period_end"] != true)
                 spans.push_back(span_of(item, time, next));
@@ -291,7 +289,8 @@ void Subscriptions::model(Catalog &catalog) {
     catalog.model("GET /v1/subscriptions/{id}", {},
                   [this](const Call &call) { return store_.get("subscription", call.id()); });
     catalog.model("POST /v1/subscriptions/{id}",
-                  {"cancel_at_period_end", "default_payment_method", "description", "metadata"},
+                  {"cancel_at_period_end", "default_payment_method", "description", "items[][id]",
+                   "items[][price]", "items[][deleted]", "metadata", "proration_behavior"},
                   [this](const Call &call) { return update(call); });
     catalog.model("DELETE /v1/subscriptions/{id}", {"cancellation_details", "invoice_now", "prorate"},
                   [this](const Call &call) { return cancel(call); });

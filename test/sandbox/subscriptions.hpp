@@ -1,4 +1,5 @@
-// Subscriptions: creation, renewal, trial end, cancellation, and the preview of what they will bill next.
+// Subscriptions: creation, renewal, trial end, cancellation, and the preview of what they will bill next; changes of
+// items are in changes.cpp.
 //
 // Billing is Stripe's flexible mode: a licensed item bills each period in advance, the first invoice included; a
 // metered one bills in arrears at a period's end and is absent from the first invoice. A backdated subscription bills
@@ -9,6 +10,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 
 #include "test/sandbox/calendar.hpp"
 #include "test/sandbox/catalog.hpp"
@@ -35,6 +37,16 @@ class Subscriptions {
     json cancel(const Call &call);
     json preview(const Call &call);
     json usage_spans(const json &subscription, std::int64_t until);
+    // What a metered item has counted of its period at its price.
+    static json usage_span(const json &item, std::int64_t until);
+    // What is left of a licensed item's period.
+    json rest_of(const json &subscription, const json &item, std::int64_t now, bool credit);
+    // Replaces the items and returns the prorations.
+    json change_items(json &subscription, const json &changes, std::int64_t now);
+    // Drafts an invoice of what is pending and these spans.
+    json &bill(json &subscription, const std::string &reason, const json &spans, std::int64_t time);
+    void bill_arrears(json &subscription, std::int64_t time);
+    static Cycle cycle_of(const json &subscription);
     void end(json &subscription, std::int64_t time);
     void renew(json &subscription, std::int64_t time);
     void set_period(json &subscription, std::int64_t start, std::int64_t end);

@@ -9,6 +9,8 @@ namespace {
 constexpr std::int64_t kHour = 3'600, kDay = 86'400;
 constexpr std::size_t kMaxItems = 20;
 
+}  // namespace
+
 json read_items(Store &store, const json &given, const std::string &where) {
     if (given.empty() || given.size() > kMaxItems)
         throw invalid("A subscription takes 1 to 20 items.", where);
@@ -51,8 +53,6 @@ json read_items(Store &store, const json &given, const std::string &where) {
     }
     return items;
 }
-
-}  // namespace
 
 Cycle read_cycle(const Call &call, const json &price, std::int64_t now) {
     const std::string interval = price["recurring"]["interval"];

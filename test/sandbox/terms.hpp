@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "test/sandbox/calendar.hpp"
 #include "test/sandbox/catalog.hpp"
@@ -11,6 +12,9 @@ namespace pg_billing::sandbox {
 
 // Returns the subscription that create and preview describe: complete but for its periods, and not stored.
 json read_subscription(Store &store, const Call &call, std::int64_t now);
+
+// Returns the subscription items these describe, checked; where they stand in the request is for errors.
+json read_items(Store &store, const json &given, const std::string &where);
 
 // Returns the billing cycle the request asks for, aligned with `now` where it asks for none.
 Cycle read_cycle(const Call &call, const json &price, std::int64_t now);

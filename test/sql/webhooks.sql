@@ -37,15 +37,20 @@ SELECT billing._stripe_plan();
 SELECT method, replace(path, :'sub', 'SUB') AS path, params FROM requests;
 SELECT id, processed_at IS NOT NULL AS processed, outcome FROM billing.webhook_events ORDER BY 1;
 
+-- the items as Stripe has them: one of them made anew
+CREATE FUNCTION items(first jsonb DEFAULT '{}') RETURNS jsonb LANGUAGE sql AS $$
+    SELECT jsonb_build_object('data', jsonb_build_array('{"id": "si_1", "price": {"id": "price_pgb_standard_month"}}' || first)
+               || jsonb_agg(jsonb_build_object('id', CASE i.metric WHEN 'api_calls' THEN 'si_new' ELSE i.stripe_item_id END,
+                                               'price', jsonb_build_object('id', i.stripe_price_id))))
+      FROM billing.subscription_items i
+$$;
 -- events that come while a fetch is under way wait for the next one
 SELECT count(*) FROM billing._stripe_claim(100, '1 minute');
 SELECT billing.receive_webhook(event('evt_3', 'customer.subscription.updated', 'subscription', :'sub'));
 SELECT billing.receive_webhook(event('evt_4', 'customer.subscription.updated', 'subscription', :'sub'));
 SELECT billing._stripe_plan();
 CALL settle('acme', 'subscription_fetch', :'sub', 'delivered', jsonb_build_object('id', :'sub', 'status', 'past_due',
-    'cancel_at_period_end', true, 'items', '{"data": [
-        {"id": "si_1", "current_period_start": 1896091200, "current_period_end": 1898510400, "price": {"id": "price_pgb_standard_month"}},
-        {"id": "si_new", "price": {"id": "price_pgb_standard_api_calls_month"}}]}'::jsonb));
+    'cancel_at_period_end', true, 'items', items('{"current_period_start": 1896091200, "current_period_end": 1898510400}')));
 SELECT status, current_period_start, current_period_end, cancel_at_period_end FROM billing.get_subscription('acme');
 SELECT past_due_since >= '2030-01-31 12:30+00' AS past_due_now FROM billing.subscriptions;
 SELECT metric, stripe_item_id FROM billing.subscription_items WHERE stripe_item_id !~ '^si_price' ORDER BY 1;
@@ -55,7 +60,7 @@ SELECT id, outcome FROM billing.webhook_events WHERE object_type = 'subscription
 UPDATE billing.subscriptions SET past_due_since = '2030-01-30';
 SELECT billing._stripe_plan();
 SELECT count(*) FROM billing._stripe_claim(100, '1 minute');
-CALL settle('acme', 'subscription_fetch', :'sub', 'delivered', jsonb_build_object('id', :'sub', 'status', 'past_due', 'items', '{"data": []}'::jsonb));
+CALL settle('acme', 'subscription_fetch', :'sub', 'delivered', jsonb_build_object('id', :'sub', 'status', 'past_due', 'items', items()));
 SELECT status, past_due_since, cancel_at_period_end, current_period_end FROM billing.subscriptions;
 SELECT id, outcome FROM billing.webhook_events WHERE object_type = 'subscription' ORDER BY 1;
 -- paid; as an older interface says it, with the period on the subscription itself
@@ -63,7 +68,7 @@ SELECT billing.receive_webhook(event('evt_5', 'customer.subscription.updated', '
 SELECT FROM billing._stripe_plan() \g /dev/null
 SELECT FROM billing._stripe_claim(100, '1 minute') \g /dev/null
 CALL settle('acme', 'subscription_fetch', :'sub', 'delivered', jsonb_build_object('id', :'sub', 'status', 'active', 'cancel_at_period_end', false,
-    'current_period_start', 1896091200, 'current_period_end', 1898510401, 'items', '{"data": []}'::jsonb));
+    'current_period_start', 1896091200, 'current_period_end', 1898510401, 'items', items()));
 SELECT status, past_due_since, cancel_at_period_end, current_period_end FROM billing.subscriptions;
 -- a subscription of the same customer that was made elsewhere is not ours
 SELECT billing.receive_webhook(event('evt_6', 'customer.subscription.created', 'subscription', 'sub_elsewhere'));

@@ -43,6 +43,7 @@ TEST(Problem, MapsEverySqlstateOfTheContract) {
         {"UB033", 404, "unknown_idempotency_key"},
         {"UB034", 410, "usage_not_kept"},
         {"UB035", 422, "gauge_below_zero"},
+        {"UB036", 404, "no_subscription"},
         {"UB040", 403, "tenant_not_permitted"},
         {"UB041", 401, "invalid_api_key"},
         {"UB042", 403, "insufficient_scope"},

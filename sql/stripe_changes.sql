@@ -1,0 +1,172 @@
+-- What subscriptions want that Stripe has not confirmed: another plan, an end with the period or none, the end. Wishes
+-- are states, not orders: of several made before Stripe heard of any, the last is carried out, once.
+--
+-- Stripe bills what a price has counted when the price goes (docs.stripe.com, manage billing setup): by the meter events
+-- of before, at the old price, and what comes later, of whatever hour, at the new one or never. So a change of prices,
+-- and an end, wait until the usage of before has been rolled up and submitted, and no usage is submitted while they are
+-- under way. The hour of the change is split: what Stripe had counted of it is kept in subscription_items.counted.
+
+-- The items that turn the plan Stripe bills into the wanted one; null while the catalogue lacks a price.
+CREATE FUNCTION billing._stripe_items(tenant_id text, subscription_id bigint, item_id text, plan text) RETURNS jsonb
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE WHEN bool_and(w.item ? 'deleted' OR w.item ->> 'price' IS NOT NULL)
+                THEN jsonb_agg(jsonb_strip_nulls(w.item) ORDER BY w.metric NULLS FIRST) END
+      FROM (SELECT NULL AS metric, jsonb_build_object('id', $3, 'price', p.stripe_price_id) AS item
+              FROM billing.plans p WHERE p.name = $4
+            UNION ALL
+            SELECT coalesce(i.metric, pm.metric),
+                   CASE WHEN pm.metric IS NULL THEN jsonb_build_object('id', i.stripe_item_id, 'deleted', true)
+                        ELSE jsonb_build_object('id', i.stripe_item_id, 'price', pm.stripe_price_id) END
+              FROM (SELECT * FROM billing.subscription_items x WHERE x.tenant_id = $1 AND x.subscription_id = $2) i
+              FULL JOIN (SELECT * FROM billing.plan_metrics x WHERE x.plan = $4) pm ON pm.metric = i.metric
+             WHERE pm.stripe_price_id IS DISTINCT FROM i.stripe_price_id OR pm.metric IS NULL) w
+$$;
+
+CREATE FUNCTION billing._stripe_changes()
+RETURNS TABLE (tenant_id text, subscription_id bigint, changed_at timestamptz, kind text, method text, path text, params jsonb)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT s.tenant_id, s.id,
+           CASE WHEN s.ended_at IS NOT NULL OR i.items IS NOT NULL THEN s.changed_at END,
+           CASE WHEN s.ended_at IS NULL THEN 'subscription_update' ELSE 'subscription_cancel' END,
+           CASE WHEN s.ended_at IS NULL THEN 'POST' ELSE 'DELETE' END,
+           '/v1/subscriptions/' || s.stripe_subscription_id, w.params
+      FROM billing.subscriptions s
+      CROSS JOIN LATERAL (
+           SELECT CASE WHEN s.ended_at IS NULL AND s.plan <> s.stripe_plan
+                       THEN billing._stripe_items(s.tenant_id, s.id, s.stripe_item_id, s.plan) END AS items) i
+      CROSS JOIN LATERAL (
+           SELECT CASE WHEN s.ended_at IS NOT NULL THEN '{"invoice_now": true}'
+                  ELSE CASE WHEN i.items IS NULL THEN '{}'
+                            ELSE jsonb_build_object('items', i.items, 'proration_behavior', s.proration_behavior) END
+                       || CASE WHEN s.cancel_at_period_end = s.stripe_cancels THEN '{}'
+                               ELSE jsonb_build_object('cancel_at_period_end', s.cancel_at_period_end) END
+                  END AS params) w
+     WHERE s.stripe_subscription_id IS NOT NULL AND s.stripe_status NOT IN ('canceled', 'incomplete_expired')
+       AND w.params <> '{}'
+       -- what Stripe has refused is not asked again; another wish is
+       AND NOT EXISTS (SELECT FROM billing.stripe_outbox o
+                        WHERE o.tenant_id = s.tenant_id AND o.subject = s.id::text AND o.state = 'failed'
+                          AND o.kind IN ('subscription_update', 'subscription_cancel') AND o.params = w.params)
+$$;
+
+CREATE FUNCTION billing._stripe_plan_changes() RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    requests bigint;
+BEGIN
+    IF EXISTS (SELECT FROM billing._stripe_changes() c, billing.rollup_state r WHERE c.changed_at >= r.tail) THEN
+        PERFORM billing.run_rollup();
+    END IF;
+    WITH requests AS (
+        SELECT billing._stripe_enqueue(c.tenant_id, c.kind, c.subscription_id::text, c.method, c.path, c.params)
+          FROM billing._stripe_changes() c, billing.rollup_state r
+         WHERE NOT EXISTS (SELECT FROM billing.stripe_outbox o
+                            WHERE o.tenant_id = c.tenant_id AND o.state IN ('waiting', 'sending')
+                              AND (o.kind LIKE 'subscription\_%' OR o.kind = 'meter_event' AND c.changed_at IS NOT NULL))
+           AND (c.changed_at IS NULL
+                OR c.changed_at < r.tail
+                   AND NOT EXISTS (SELECT FROM billing._stripe_due_hours() h WHERE h.tenant_id = c.tenant_id))
+    )
+    SELECT count(*) INTO requests FROM requests;
+    RETURN requests;
+END $$;
+
+-- A price that Stripe has taken over: from here on, what it counts is the new price's.
+CREATE FUNCTION billing._apply_subscription_items(s jsonb, items jsonb) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    WITH given AS (
+        SELECT pm.metric, item ->> 'id' AS item_id, pm.stripe_price_id
+          FROM jsonb_array_elements($2) item
+          JOIN billing.plan_metrics pm ON pm.stripe_price_id = item #>> '{price,id}'
+    ), gone AS (
+        DELETE FROM billing.subscription_items i
+         WHERE i.tenant_id = $1 ->> 'tenant_id' AND i.subscription_id = ($1 ->> 'id')::bigint
+           AND i.metric NOT IN (SELECT g.metric FROM given g)
+    )
+    INSERT INTO billing.subscription_items AS i
+    SELECT $1 ->> 'tenant_id', ($1 ->> 'id')::bigint, g.metric, g.item_id, g.stripe_price_id,
+           CASE WHEN $1 ->> 'stripe_plan' IS NOT NULL THEN billing.now() END,
+           CASE WHEN $1 ->> 'stripe_plan' IS NOT NULL THEN coalesce(a.quantity, 0) ELSE 0 END
+      FROM given g
+      LEFT JOIN billing.usage_aggregates a
+             ON a.tenant_id = $1 ->> 'tenant_id' AND a.metric = g.metric
+            AND a.period_start = ($1 ->> 'current_period_start')::timestamptz
+            AND a.hour = date_trunc('hour', billing.now(), 'UTC')
+    ON CONFLICT ON CONSTRAINT subscription_items_pkey
+    DO UPDATE SET stripe_item_id = excluded.stripe_item_id, stripe_price_id = excluded.stripe_price_id,
+        since = CASE WHEN i.stripe_price_id = excluded.stripe_price_id THEN i.since ELSE excluded.since END,
+        counted = CASE WHEN i.stripe_price_id = excluded.stripe_price_id THEN i.counted
+                       ELSE coalesce((SELECT a.submitted FROM billing.usage_aggregates a
+                                       WHERE a.tenant_id = i.tenant_id AND a.metric = i.metric
+                                         AND a.period_start = ($1 ->> 'current_period_start')::timestamptz
+                                         AND a.hour = date_trunc('hour', billing.now(), 'UTC')), 0) END
+$$;
+
+-- Stores a subscription as Stripe has it. What was changed there (`fetched`: no answer to a wish of ours) since it was
+-- looked at last is taken over; other wishes stay wishes.
+CREATE FUNCTION billing._apply_subscription(tenant text, subscription jsonb, fetched boolean) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    was billing.subscriptions;
+    s billing.subscriptions;
+    -- periods moved from the subscription to its items in 2025-03-31.basil: accept either
+    period jsonb := CASE WHEN subscription ? 'current_period_start' THEN subscription
+                         ELSE subscription #> '{items,data,0}' END;
+BEGIN
+    SELECT * INTO was FROM billing.subscriptions x
+     WHERE x.tenant_id = tenant
+       AND (x.stripe_subscription_id = subscription ->> 'id'
+            OR x.stripe_subscription_id IS NULL AND x.id::text = subscription #>> '{metadata,subscription_id}')
+       FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN;     -- a subscription of the same customer that was made elsewhere
+    END IF;
+    s := was;
+    s.stripe_subscription_id := subscription ->> 'id';
+    s.stripe_status := subscription ->> 'status';
+    s.stripe_cancels := coalesce((subscription ->> 'cancel_at_period_end')::boolean, s.stripe_cancels);
+    SELECT p.name, item ->> 'id' INTO s.stripe_plan, s.stripe_item_id
+      FROM jsonb_array_elements(subscription #> '{items,data}') item
+      JOIN billing.plans p ON p.stripe_price_id = item #>> '{price,id}';
+    IF fetched AND s.stripe_plan <> was.stripe_plan THEN
+        s.plan := s.stripe_plan;
+    END IF;
+    IF fetched AND s.stripe_cancels <> was.stripe_cancels THEN
+        s.cancel_at_period_end := s.stripe_cancels;
+    END IF;
+    IF s.ended_at IS NULL THEN      -- one that has ended here is kept as it was then
+        s.status := s.stripe_status;
+        s.current_period_start := coalesce(to_timestamp((period ->> 'current_period_start')::bigint), s.current_period_start);
+        s.current_period_end := coalesce(to_timestamp((period ->> 'current_period_end')::bigint), s.current_period_end);
+        s.past_due_since := CASE WHEN s.status = 'past_due' THEN coalesce(s.past_due_since, billing.now()) END;
+        IF s.status IN ('canceled', 'incomplete_expired') THEN
+            s.ended_at := coalesce(to_timestamp((subscription ->> 'ended_at')::bigint), billing.now());
+        END IF;
+        s.canceled_at := coalesce(to_timestamp((subscription ->> 'canceled_at')::bigint),
+                                  CASE WHEN s.cancel_at_period_end THEN s.canceled_at END);
+    END IF;
+    UPDATE billing.subscriptions x
+       SET (plan, status, cancel_at_period_end, current_period_start, current_period_end, past_due_since, canceled_at,
+            ended_at, stripe_subscription_id, stripe_status, stripe_plan, stripe_item_id, stripe_cancels)
+         = (s.plan, s.status, s.cancel_at_period_end, s.current_period_start, s.current_period_end, s.past_due_since,
+            s.canceled_at, s.ended_at, s.stripe_subscription_id, s.stripe_status, s.stripe_plan, s.stripe_item_id,
+            s.stripe_cancels)
+     WHERE x.tenant_id = s.tenant_id AND x.id = s.id;
+    PERFORM billing._apply_subscription_items(to_jsonb(was), subscription #> '{items,data}');
+    IF (s.plan, s.cancel_at_period_end, s.ended_at) IS DISTINCT FROM (was.plan, was.cancel_at_period_end, was.ended_at) THEN
+        PERFORM billing._audit(tenant, 'changed_at_stripe', to_jsonb(was), to_jsonb(s));
+    END IF;
+    PERFORM billing._refresh_quotas(tenant);
+END $$;
+
+-- Makes requests of everything that is due; returns how many. Changes before usage: they hold it back.
+CREATE FUNCTION billing._stripe_plan() RETURNS int
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    requests bigint;
+BEGIN
+    requests := billing._stripe_plan_catalog() + billing._stripe_plan_tenants();
+    requests := requests + billing._stripe_plan_changes();
+    requests := requests + billing._stripe_plan_usage();
+    RETURN requests + billing._stripe_plan_webhooks();
+END $$;
