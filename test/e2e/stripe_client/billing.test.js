@@ -340,6 +340,60 @@ test('a year passes in one step, in order', async () => {
     await refuses(stripe.testHelpers.testClocks.advance(clock.id, { frozen_time: created }), { param: 'frozen_time' });
 });
 
+test('another price: the rest of the period prorated, what was counted billed at the old price', async () => {
+    const half = at(2026, 0, 25, 21); // 15.5 of the period's 31 days are left
+    const steep = await stripe.prices.create({ product, currency: 'usd', unit_amount: 1, recurring: metered });
+    const dear = await stripe.prices.create({ product, currency: 'usd', unit_amount: 49900, recurring: month });
+    const { clock, customer } = await customerOnClock();
+    const subscription = await subscribe(customer, [flat, tiered]);
+    await use(customer, 1002000, start + 1);
+    await advance(clock, half);
+    const turn = ([one, other], more = {}) => ({
+        items: subscription.items.data.map((item, n) => ({ id: item.id, price: [one, other][n].id })),
+        ...more,
+    });
+    await refuses(stripe.subscriptions.update(subscription.id, { items: [{ id: 'si_none', price: dear.id }] }), { code: 'resource_missing' });
+    await refuses(stripe.subscriptions.update(subscription.id, turn([dear, dear])), { statusCode: 400 });
+    const changed = await stripe.subscriptions.update(subscription.id, turn([dear, steep]));
+    assert.deepEqual(changed.items.data.map((i) => i.id), subscription.items.data.map((i) => i.id));
+    assert.deepEqual(changed.items.data.map((i) => [i.price.id, i.current_period_end]), [[dear.id, end], [steep.id, end]]);
+    await stripe.subscriptions.update(subscription.id, turn([dear, steep])); // no change, no proration
+    await use(customer, 2000000, start + 3600); // too late for the old price
+    await use(customer, 300, half + 60);
+    await advance(clock, end + HOUR);
+    const [cycle] = await invoicesOf(subscription);
+    // 9900 / 2 back, 2,000 tokens over, 49900 / 2, 300 at 1 cent, and the next month.
+    assert.deepEqual(figures(cycle), [
+        [-4950, '1', flat.id],
+        [0, '1000000', tiered.id],
+        [2, '2000', tiered.id],
+        [24950, '1', dear.id],
+        [300, '300', steep.id],
+        [49900, '1', dear.id],
+    ]);
+    assert.deepEqual(cycle.lines.data.map((line) => line.parent.subscription_item_details.proration), [true, false, false, true, false, false]);
+    assert.equal(cycle.total, 70202);
+
+    const other = await customerOnClock();
+    const cheaper = await subscribe(other.customer, [flat, tiered]);
+    await advance(other.clock, half);
+    const [fee, usage] = cheaper.items.data;
+    const left = await stripe.subscriptions.update(cheaper.id, {
+        items: [{ id: fee.id, price: free.id }, { id: usage.id, deleted: true }],
+        proration_behavior: 'always_invoice',
+    });
+    assert.deepEqual(left.items.data.map((i) => i.price.id), [free.id]);
+    await advance(other.clock, half + HOUR);
+    const [credit] = await invoicesOf(cheaper);
+    assert.deepEqual([credit.billing_reason, credit.total, credit.amount_due, credit.status], ['subscription_update', -4950, 0, 'paid']);
+    assert.equal((await stripe.customers.retrieve(other.customer.id)).balance, -4950);
+    // The next fee uses the credit up.
+    await stripe.subscriptions.update(cheaper.id, { items: [{ id: fee.id, price: flat.id }], proration_behavior: 'none' });
+    await advance(other.clock, end + HOUR);
+    const [next] = await invoicesOf(cheaper);
+    assert.deepEqual([next.total, next.starting_balance, next.ending_balance, next.amount_due], [9900, -4950, 0, 4950]);
+});
+
 test('subscriptions that Stripe refuses are refused', async () => {
     const { customer } = await customerOnClock();
     const once = await stripe.prices.create({ product, currency: 'usd', unit_amount: 1 });
