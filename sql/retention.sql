@@ -70,7 +70,7 @@ BEGIN
         IF NOT state.held_back THEN
             RAISE WARNING 'no events are dropped: usage from before % is not submitted to Stripe',
                 to_char(closed AT TIME ZONE 'UTC', 'YYYY-MM-DD')
-                USING HINT = 'Look at billing.stripe_outbox and billing.stripe_state.';
+                USING HINT = 'Look at billing.stripe_unsubmitted, stripe_waiting, stripe_dead_letter and stripe_state.';
             UPDATE billing.rollup_state SET held_back = true;
         END IF;
         RETURN;

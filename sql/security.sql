@@ -83,7 +83,8 @@ BEGIN
         SELECT p.oid::regprocedure AS signature,
                p.proname = ANY ('{now,check_quota,explain_decision,get_subscription,get_current_usage,get_usage_summary,is_over_quota,get_usage_percentage,installed_version,_check_bound,_check_tenant,_check_metric,_quota_in_force,_period_at,_period,_billing_period,_tail,_in_batch,_event_key,_contribution,_dimension,_gauge_peak,_gauge_over,_used,_used_otherwise,_window_at,_window_limits,_used_within,get_billable_usage,get_usage_breakdown,_billable,_usage_hours,_usage_per,get_usage_by_hour,get_usage_by_day,get_usage_history,get_projected_usage,_standing,_thresholds_reached,get_quota,get_remaining_quota,get_effective_plan,get_current_period,get_days_remaining,get_active_alerts,_rate,_overage,get_overage,get_overage_cost,_invoice,get_upcoming_invoice,get_projected_cost,explain_invoice_line}') AS for_tenant,
                p.proname = ANY ('{record_usage,try_consume,consume,reserve,settle,release,set_usage,void_usage,enforce_quota,record_usage_batch,create_customer,create_subscription,update_subscription,cancel_subscription,resume_subscription,begin_request,receive_webhook}') AS for_app,
-               p.proname NOT LIKE '\_%' AND p.proname <> 'install' AS for_admin,
+               p.proname NOT LIKE '\_%' AND p.proname <> 'install'
+                   OR p.proname = ANY ('{_stripe_dead_letter,_stripe_waiting,_stripe_unsubmitted,_stripe_due_hours,_stripe_hint}') AS for_admin,
                p.proname = ANY ('{_stat_outcomes,_stat_counters,_stat_rollups,_stat_reports,_stat_reset_at,_rollup_lag}') AS for_monitor
           FROM pg_proc p
           JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
@@ -102,4 +103,5 @@ BEGIN
     GRANT USAGE ON SCHEMA billing TO pg_monitor;
     GRANT SELECT ON billing.stat_metrics, billing.stat_denials, billing.stat_counters, billing.stat_rollup,
                     billing.stat_progress TO billing_admin, pg_monitor;
+    GRANT SELECT ON billing.stripe_dead_letter, billing.stripe_waiting, billing.stripe_unsubmitted TO billing_admin;
 END $$;

@@ -6,7 +6,7 @@
 -- open request per tenant, kind and subject, so never two meter events under way for one customer and meter.
 --
 --   waiting --claim--> sending --settle--> delivered
---      ^                  | |----settle--> failed      (the dead letter: Stripe refused it for good, see error)
+--      ^                  | |----settle--> failed      (the dead letter: Stripe refused it for good; stripe_repair.sql)
 --      '------settle------' '--(the worker died)--> claimed again, unchanged
 
 CREATE FUNCTION billing._new_installation() RETURNS text
@@ -35,6 +35,7 @@ BEGIN
         error           text,
         created_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
         settled_at      timestamptz,
+        retried_at      timestamptz,            -- of a failed one: when retry_failed() put another in its place
         PRIMARY KEY (tenant_id, id)
     );
     CREATE UNIQUE INDEX IF NOT EXISTS stripe_outbox_open ON billing.stripe_outbox (tenant_id, kind, subject)
@@ -43,7 +44,7 @@ BEGIN
         WHERE state IN ('waiting', 'sending');
     CREATE INDEX IF NOT EXISTS stripe_outbox_undelivered ON billing.stripe_outbox (tenant_id, kind, subject)
         WHERE state <> 'delivered';
-    COMMENT ON TABLE billing.stripe_outbox IS 'every request to Stripe, frozen; failed rows are the dead letter';
+    COMMENT ON TABLE billing.stripe_outbox IS 'every request to Stripe, frozen; failed rows that were not retried are the dead letter';
 
     -- Which database this is. A copy (pg_restore, a template, a clone) differs and must not bill a second time.
     CREATE TABLE IF NOT EXISTS billing.stripe_state (
@@ -174,10 +175,11 @@ BEGIN
                                                   deadline - clock_timestamp(), '1 s')));
     END LOOP;
     FOR refused IN SELECT format('%s %s: %s', o.kind, concat_ws(' ', nullif(o.tenant_id, ''), nullif(o.subject, '')), o.error)
-                     FROM billing.stripe_outbox o WHERE o.state = 'failed' AND o.settled_at >= began ORDER BY o.id LIMIT 5
+                     FROM billing.stripe_outbox o WHERE o.state = 'failed' AND o.retried_at IS NULL AND o.settled_at >= began
+                     ORDER BY o.id LIMIT 5
     LOOP
         RAISE WARNING 'Stripe refused a request: %', refused
-            USING HINT = 'All of them: SELECT * FROM billing.stripe_outbox WHERE state = ''failed''.';
+            USING HINT = 'All of them: billing.stripe_dead_letter. Mend the cause, then call billing.retry_failed().';
     END LOOP;
 END $$;
 COMMENT ON FUNCTION billing.run_stripe_sync(interval) IS

@@ -46,7 +46,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
        -- what Stripe has refused is not asked again; another wish is
        AND NOT EXISTS (SELECT FROM billing.stripe_outbox o
                         WHERE o.tenant_id = s.tenant_id AND o.subject = s.id::text AND o.state = 'failed'
-                          AND o.kind IN ('subscription_update', 'subscription_cancel') AND o.params = w.params)
+                          AND o.retried_at IS NULL AND o.kind IN ('subscription_update', 'subscription_cancel') AND o.params = w.params)
 $$;
 
 CREATE FUNCTION billing._stripe_plan_changes() RETURNS bigint

@@ -1,11 +1,12 @@
 -- What is due at Stripe: differences between what the tables want and what Stripe has confirmed, made into requests.
 -- Each kind of request is made only when what it needs is known: meters and products, then prices, then customers,
--- then subscriptions, then usage. A difference with a failed request waits until somebody looks at that.
+-- then subscriptions, then usage. A difference with a failed request waits for billing.retry_failed().
 
 CREATE FUNCTION billing._stripe_free(tenant_id text, kind text, subject text) RETURNS boolean
 LANGUAGE sql STABLE AS $$
     SELECT NOT EXISTS (SELECT FROM billing.stripe_outbox o
-                        WHERE o.tenant_id = $1 AND o.kind = $2 AND o.subject = $3 AND o.state <> 'delivered')
+                        WHERE o.tenant_id = $1 AND o.kind = $2 AND o.subject = $3 AND o.state <> 'delivered'
+                          AND o.retried_at IS NULL)
 $$;
 
 -- Stripe's price of a metric in a plan, or of the plan itself (metric ''). The lookup key finds it again.
@@ -94,6 +95,7 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
                        'metadata', jsonb_build_object('tenant_id', c.tenant_id), 'test_clock', c.stripe_test_clock)))
           FROM billing.billing_customers c
          WHERE c.stripe AND c.stripe_customer_id IS NULL AND billing._stripe_free(c.tenant_id, 'customer_create', '')
+           AND billing._stripe_free(c.tenant_id, 'customer_find', '')
         UNION ALL
         -- The period starts with the hour, so the subscription is backdated to it and its cycle anchored there, too: the
         -- first invoice bills one whole interval. Only the anchor's configuration brings the 31st back after a short
@@ -124,6 +126,7 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
                  FROM billing.plan_metrics pm WHERE pm.plan = s.plan) i
          WHERE s.status = 'pending' AND c.stripe_customer_id IS NOT NULL AND p.stripe_price_id IS NOT NULL
            AND i.complete IS NOT FALSE AND billing._stripe_free(s.tenant_id, 'subscription_create', s.id::text)
+           AND billing._stripe_free(s.tenant_id, 'subscription_find', s.id::text)
     )
     SELECT count(*) FROM requests
 $$;

@@ -124,6 +124,8 @@ BEGIN
     WHEN 'subscription_cancel' THEN
         UPDATE billing.subscriptions s SET stripe_status = 'canceled'
          WHERE s.tenant_id = r.tenant_id AND s.id::text = r.subject;
+    WHEN 'customer_find', 'subscription_find' THEN
+        PERFORM billing._apply_found(request, response);
     WHEN 'invoice_fetch' THEN
         PERFORM billing._apply_invoice(r.tenant_id, response);
     WHEN 'invoice_lines' THEN
@@ -136,7 +138,9 @@ BEGIN
     END CASE;
 END $$;
 
--- Settles one attempt; an answer to an attempt that has been given up changes nothing.
+-- Settles one attempt; an answer to an attempt that has been given up changes nothing. An error that Stripe remembers for
+-- the key, and so would repeat for a day (outcome renew), is waited out for half a minute of attempts; then another request
+-- takes this one's place.
 CREATE FUNCTION billing._stripe_settle(tenant_id text, id bigint, attempt int, outcome text, http_status int,
                                        response jsonb, error text, retry_in interval)
 RETURNS void
@@ -146,6 +150,9 @@ DECLARE
     verdict text := outcome;
     complaint text := error;
 BEGIN
+    IF outcome = 'renew' THEN
+        verdict := CASE WHEN attempt < 6 THEN 'retry' ELSE 'failed' END;
+    END IF;
     -- A product of ours that exists already is as good as created (other objects have ids of Stripe's own, which such
     -- a refusal does not give), and a subscription that is no more is as good as canceled: a DELETE has no key by which
     -- Stripe would know it again.
@@ -190,4 +197,7 @@ BEGIN
     UPDATE billing.webhook_events e
        SET processed_at = clock_timestamp(), outcome = CASE verdict WHEN 'delivered' THEN 'applied' ELSE complaint END
      WHERE e.request_id = request.id AND e.processed_at IS NULL;
+    IF outcome = 'renew' THEN
+        PERFORM billing._stripe_put_back(to_jsonb(request));
+    END IF;
 END $$;

@@ -65,7 +65,7 @@ BEGIN
         quantity     numeric NOT NULL,              -- of a gauge, by how much its level changed
         events       bigint NOT NULL,
         submitted    numeric,                       -- the total Stripe has confirmed; null: none yet
-        blocked      boolean NOT NULL DEFAULT false,  -- Stripe refused it for good: see stripe_outbox
+        blocked      boolean NOT NULL DEFAULT false,  -- Stripe refused it for good: see stripe_dead_letter
         last_at      timestamptz,                   -- when the gauge changed last; of a max or last: when the event that
         recorded_at  timestamptz,                   -- decides occurred, and when it was recorded
         weighted     numeric,                       -- of a gauge: each change times the seconds to the hour's end, and the

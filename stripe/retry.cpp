@@ -34,6 +34,8 @@ Outcome outcome_of_error(const Answer &answer) {
         return Outcome::retry;
     if (answer.should_retry)
         return *answer.should_retry ? Outcome::retry : Outcome::failed;
+    if (answer.status >= 500 && answer.replayed)
+        return Outcome::renew;
     return answer.status == 409 || answer.status == 424 || answer.status >= 500 ? Outcome::retry
                                                                                 : Outcome::failed;
 }
@@ -129,6 +131,8 @@ const char *outcome_name(Outcome outcome) {
             return "delivered";
         case Outcome::retry:
             return "retry";
+        case Outcome::renew:
+            return "renew";
         case Outcome::failed:
             return "failed";
         case Outcome::pause:

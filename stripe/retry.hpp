@@ -1,16 +1,16 @@
 // What an answer of Stripe's means for the attempt that got it, and when to try again. Pure functions.
 //
-// The rules, in order (docs.stripe.com/error-low-level, /rate-limits, and the behaviour of Stripe's own
-// clients):
-//   no answer                    retry: the effect is unknown, the same key makes the repeat harmless
-//   2xx with a JSON object       delivered
-//   2xx with anything else       retry: something between us and Stripe answered
-//   401, 403                     pause: the key is wrong or lacks a permission; nothing else would fare
-//   better 429                          retry: refused before any effect, whatever Stripe-Should-Retry says
-//   about retrying at once 400 duplicate identifier     delivered: an earlier attempt of this meter event
-//   arrived Stripe-Should-Retry          decides, where present 409, 424, 5xx                retry with the
-//   same key anything else                failed, with error type and code kept so that a caller can act on
-//   them
+// The rules, in order (docs.stripe.com/error-low-level, /rate-limits, and the behaviour of Stripe's own clients):
+//   no answer                retry: the effect is unknown, the same key makes the repeat harmless
+//   2xx with a JSON object   delivered
+//   2xx with anything else   retry: something between us and Stripe answered
+//   401, 403                 pause: the key is wrong or lacks a permission; nothing else would fare better
+//   429                      retry: refused before any effect, whatever Stripe-Should-Retry says about retrying at once
+//   400 duplicate identifier delivered: an earlier attempt of this meter event arrived
+//   Stripe-Should-Retry      decides, where present
+//   5xx replayed             renew: Stripe remembers this answer for the key and would give it again for a day
+//   409, 424, 5xx            retry with the same key
+//   anything else            failed, with error type and code kept so that a caller can act on them
 #pragma once
 
 #include <chrono>
@@ -37,7 +37,7 @@ struct Answer {
     void read_header(std::string_view line);
 };
 
-enum class Outcome { delivered, retry, failed, pause };
+enum class Outcome { delivered, retry, renew, failed, pause };
 
 // What to do, and what to tell a person.
 struct Verdict {

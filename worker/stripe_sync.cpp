@@ -164,7 +164,7 @@ void StripeSync::record(const Claim &claim, const stripe::Verdict &verdict, cons
     using stripe::Outcome;
     // A pause is not the request's fault: it is sent again when submission is resumed.
     const Outcome outcome = verdict.outcome == Outcome::pause ? Outcome::retry : verdict.outcome;
-    (outcome == Outcome::delivered ? delivered_ : outcome == Outcome::retry ? retried_ : failed_)++;
+    (outcome == Outcome::delivered ? delivered_ : outcome == Outcome::failed ? failed_ : retried_)++;
     if (outcome != Outcome::delivered)
         trouble_ = claim.what + ": " + verdict.reason;
     const auto retry_in =

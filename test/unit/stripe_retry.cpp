@@ -81,6 +81,18 @@ TEST(StripeRetry, JudgesEveryKindOfAnswer) {
     }
 }
 
+TEST(StripeRetry, AServerErrorThatIsRememberedWantsAnotherKey) {
+    Answer answer;
+    answer.status = 500;
+    answer.replayed = true;
+    EXPECT_EQ(judge(answer).outcome, Outcome::renew);
+    answer.should_retry = false;
+    EXPECT_EQ(judge(answer).outcome, Outcome::failed);
+    answer.should_retry = {};
+    answer.status = 409;
+    EXPECT_EQ(judge(answer).outcome, Outcome::retry);
+}
+
 TEST(StripeRetry, KeepsWhatACallerActsOn) {
     Answer answer;
     answer.status = 400;
