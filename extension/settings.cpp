@@ -13,7 +13,7 @@ int time_shift;
 namespace {
 
 int dedup_window, event_retention, rollup_interval;
-int stripe_concurrency, stripe_timeout, submit_interval;
+int stripe_concurrency, stripe_rate, stripe_timeout, submit_interval;
 char *stripe_api_base, *stripe_api_key_file, *stripe_api_version, *stripe_ca_file;
 
 constexpr int kSecondsPerDay = 24 * 60 * 60;
@@ -66,6 +66,10 @@ void define() {
     DefineCustomIntVariable("pg_billing.stripe_concurrency",
                             "Sets how many requests to Stripe may be under way at once.", nullptr,
                             &stripe_concurrency, 16, 1, 256, PGC_SIGHUP, 0, nullptr, nullptr, nullptr);
+    DefineCustomIntVariable("pg_billing.stripe_rate",
+                            "Sets how many requests may be sent to Stripe in a second.",
+                            "Less are sent for a while after Stripe answers that it is too much.",
+                            &stripe_rate, 80, 1, 10000, PGC_SIGHUP, 0, nullptr, nullptr, nullptr);
     DefineCustomIntVariable("pg_billing.stripe_timeout", "Sets how long one request to Stripe may take.",
                             nullptr, &stripe_timeout, 30, 1, 600, PGC_SIGHUP, GUC_UNIT_S, nullptr, nullptr,
                             nullptr);

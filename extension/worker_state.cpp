@@ -14,6 +14,8 @@
 #include "extension/utility_hook.hpp"
 
 extern "C" {
+#include "access/htup_details.h"
+#include "funcapi.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "storage/ipc.h"
@@ -210,5 +212,28 @@ PG_BILLING_FUNCTION(pg_billing_register_database) {
         require_shared_state();
         at_commit.registers = true;
         PG_RETURN_VOID();
+    });
+}
+
+// billing._job_state(job text) returns the process that does the job in this database, how many runs in a row have failed
+// and when the next one is due (null: at once, or not known).
+PG_BILLING_FUNCTION(pg_billing_job_state) {
+    return pg_entry([&]() -> Datum {
+        const Job job = job_named(pg_call([&] { return text_to_cstring(PG_GETARG_TEXT_PP(0)); }));
+        require_shared_state();
+        return pg_call([&] {
+            TupleDesc columns;
+            if (get_call_result_type(fcinfo, nullptr, &columns) != TYPEFUNC_COMPOSITE)
+                elog(ERROR, "return type must be a row type");
+            LWLockAcquire(worker_lock(), LW_SHARED);
+            const DatabaseSlot *slot = find_slot(state, MyDatabaseId);
+            const JobState now = slot ? slot->jobs[job] : JobState{};
+            LWLockRelease(worker_lock());
+            // A run counts as failed until it has ended well.
+            Datum values[] = {Int32GetDatum(now.pid), Int32GetDatum(now.failures - (now.pid ? 1 : 0)),
+                              TimestampTzGetDatum(now.next_start)};
+            bool nulls[] = {now.pid == 0, false, now.pid != 0 || now.next_start == 0};
+            return HeapTupleGetDatum(heap_form_tuple(columns, values, nulls));
+        });
     });
 }

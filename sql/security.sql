@@ -85,7 +85,7 @@ BEGIN
                p.proname = ANY ('{record_usage,try_consume,consume,reserve,settle,release,set_usage,void_usage,enforce_quota,record_usage_batch,create_customer,create_subscription,update_subscription,cancel_subscription,resume_subscription,begin_request,receive_webhook}') AS for_app,
                p.proname NOT LIKE '\_%' AND p.proname <> 'install'
                    OR p.proname = ANY ('{_stripe_dead_letter,_stripe_waiting,_stripe_unsubmitted,_stripe_due_hours,_stripe_hint}') AS for_admin,
-               p.proname = ANY ('{_stat_outcomes,_stat_counters,_stat_rollups,_stat_reports,_stat_reset_at,_rollup_lag}') AS for_monitor
+               p.proname = ANY ('{_stat_outcomes,_stat_counters,_stat_rollups,_stat_reports,_stat_reset_at,_rollup_lag,_job_state}') AS for_monitor
           FROM pg_proc p
           JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
           JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'pg_billing'
@@ -102,6 +102,6 @@ BEGIN
     END LOOP;
     GRANT USAGE ON SCHEMA billing TO pg_monitor;
     GRANT SELECT ON billing.stat_metrics, billing.stat_denials, billing.stat_counters, billing.stat_rollup,
-                    billing.stat_progress TO billing_admin, pg_monitor;
+                    billing.stat_progress, billing.stat_workers TO billing_admin, pg_monitor;
     GRANT SELECT ON billing.stripe_dead_letter, billing.stripe_waiting, billing.stripe_unsubmitted TO billing_admin;
 END $$;

@@ -235,6 +235,10 @@ void Session::begin_round() {
     with_slot([](DatabaseSlot &slot) { return slot.jobs[run.job].started = slot.jobs[run.job].requested; });
 }
 
+bool Session::previous_failed() {
+    return with_slot([](DatabaseSlot &slot) { return slot.jobs[run.job].failures > 1; }).value_or(false);
+}
+
 bool Session::maintenance_due() {
     const TimestampTz now = GetCurrentTimestamp();
     return with_slot([&](DatabaseSlot &slot) {

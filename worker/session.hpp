@@ -55,6 +55,9 @@ class Session {
     // Says that what was asked for up to now is served by what the run does from here on.
     void begin_round();
 
+    // Whether the run of this job before this one did not end well.
+    bool previous_failed();
+
     // Tells, at most once an hour, that partition upkeep is due, and notes that it is being done.
     bool maintenance_due();
 

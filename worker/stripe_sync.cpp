@@ -4,12 +4,16 @@
 // Invariants:
 //   - No transaction is open while Stripe is waited for: planning, claiming and each settling are transactions of
 //     their own, and interrupts are served at least every quarter of a second.
+//   - No more requests are sent in a second than the pace allows, and none to a Stripe that does not answer: then the
+//     run fails, the launcher starts the next one later and later, and that one begins with a single request.
 //   - A request is sent only after its claim has committed, and always as its row holds it, so that a repeat after
 //     a crash is the same request with the same idempotency key.
+#include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
 
 #include "stripe/form.hpp"
+#include "stripe/pace.hpp"
 #include "stripe/retry.hpp"
 #include "worker/key_file.hpp"
 #include "worker/transfer.hpp"
@@ -27,7 +31,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using namespace std::chrono_literals;
 
-constexpr auto kSlice = 250ms;
+constexpr std::chrono::milliseconds kSlice = 250ms, kShortSlice = 50ms;
 // While transfers are under way: how soon to plan again after one has ended, for its answer may make the next request
 // possible, and how soon to look for new work and retries when none ends.
 constexpr auto kPlanAfterAnswer = 250ms;
@@ -45,6 +49,8 @@ class StripeSync {
         : session_(session),
           timeout_(number_setting("pg_billing.stripe_timeout")),
           concurrency_(static_cast<std::size_t>(number_setting("pg_billing.stripe_concurrency"))),
+          pace_(number_setting("pg_billing.stripe_rate"), Clock::now()),
+          breaker_(session.previous_failed()),
           transfers_(
               {text_setting("pg_billing.stripe_api_base"), text_setting("pg_billing.stripe_api_version"),
                text_setting("pg_billing.stripe_ca_file"), timeout_},
@@ -56,14 +62,16 @@ class StripeSync {
     Session &session_;
     const std::chrono::seconds timeout_;
     const std::size_t concurrency_;
+    stripe::Pace pace_;
+    stripe::Breaker breaker_;
     Transfers transfers_;
     std::map<std::size_t, Claim> under_way_;
     std::size_t next_tag_ = 0;
     std::size_t delivered_ = 0, retried_ = 0, failed_ = 0;
-    std::size_t silent_in_a_row_ = 0;  // attempts without any answer
-    bool stopping_ = false;            // claim nothing more: Stripe refuses us, or cannot be reached
-    std::string trouble_;              // the latest
+    bool stopping_ = false;  // claim nothing more: Stripe refuses us, or cannot be reached
+    std::string trouble_;    // the latest
 
+    std::size_t room(Clock::time_point now);
     bool plan();
     std::size_t claim(std::size_t room);
     void send(const Row &row);
@@ -75,6 +83,12 @@ class StripeSync {
     void report() const;
 };
 
+// How many requests may be claimed now, and so sent at once.
+std::size_t StripeSync::room(Clock::time_point now) {
+    const std::size_t lanes = breaker_.probing() ? 1 : concurrency_;
+    return std::min(lanes - std::min(lanes, transfers_.in_flight()), pace_.room(now));
+}
+
 void StripeSync::run() {
     Clock::time_point planned, claimed;
     bool answered = false;  // a transfer has ended since the latest plan
@@ -83,33 +97,39 @@ void StripeSync::run() {
     for (;;) {
         session_.serve_interrupts();
         const auto now = Clock::now();
-        bool found = false;
-        if (!stopping_) {
-            if (transfers_.in_flight() == 0 ||
-                (dry && now - planned >= (answered ? kPlanAfterAnswer : kLookEvery))) {
-                found = plan();
-                planned = now;
-                answered = false;
-            }
-            if (found || freed || now - claimed >= kLookEvery) {
-                const std::size_t room = concurrency_ - transfers_.in_flight();
-                const std::size_t taken = room ? claim(room) : 0;
-                dry = taken < room;
-                found = found || taken > 0;
-                claimed = now;
-                freed = false;
-            }
+        const std::size_t room = stopping_ ? 0 : this->room(now);
+        const bool idle = transfers_.in_flight() == 0;
+        bool found = idle && room == 0 && !stopping_;  // the pace holds us up: nobody knows yet what is due
+        // With more to send than there is room for, planning waits until nothing moves: it is how we notice, too, that the
+        // extension is gone.
+        if (idle ? room > 0
+                 : !stopping_ && now - (dry ? planned : std::max(planned, claimed)) >=
+                                     (dry && answered ? kPlanAfterAnswer : kLookEvery)) {
+            found = plan();
+            planned = now;
+            answered = false;
+        }
+        if (room > 0 && (found || freed || !dry || now - claimed >= kLookEvery)) {
+            const std::size_t taken = claim(room);
+            pace_.sent(taken);
+            dry = taken < room;
+            found = found || taken > 0;
+            claimed = now;
+            freed = false;
         }
         if (transfers_.in_flight() == 0 && !found)
             break;
-        for (const Finished &finished : transfers_.poll(kSlice)) {
+        // With lanes free and more to send, only until the pace allows some again.
+        const bool held_up = !dry && transfers_.in_flight() < concurrency_ && !breaker_.probing();
+        const auto slice = held_up ? std::clamp(pace_.until_room(), kShortSlice, kSlice) : kSlice;
+        for (const Finished &finished : transfers_.poll(slice)) {
             settle(finished);
             answered = freed = true;
         }
     }
     report();
     // Every row has its own retry; a Stripe that nobody reaches is the job's failure, with the job's backoff.
-    if (silent_in_a_row_ > 0 && silent_in_a_row_ == retried_ + failed_ + delivered_)
+    if (breaker_.outage())
         throw Failure(ERRCODE_CONNECTION_FAILURE, "cannot reach Stripe: " + trouble_);
 }
 
@@ -153,11 +173,12 @@ void StripeSync::send(const Row &row) {
 void StripeSync::settle(const Finished &finished) {
     const Claim claim = std::move(under_way_.extract(finished.tag).mapped());
     const stripe::Verdict verdict = stripe::judge(finished.answer);
-    silent_in_a_row_ = finished.answer.status == 0 ? silent_in_a_row_ + 1 : 0;
+    pace_.answered(finished.answer, Clock::now());
+    breaker_.answered(finished.answer);
     record(claim, verdict, finished.answer);
     if (verdict.outcome == stripe::Outcome::pause && !stopping_)
         pause(claim.what + ": " + verdict.reason);
-    stopping_ = stopping_ || silent_in_a_row_ >= concurrency_;
+    stopping_ = stopping_ || breaker_.open();
 }
 
 void StripeSync::record(const Claim &claim, const stripe::Verdict &verdict, const stripe::Answer &answer) {

@@ -253,7 +253,7 @@ std::vector<Finished> Transfers::poll(std::chrono::milliseconds slice) {
         return finished;
     };
     std::vector<Finished> finished = perform();
-    if (finished.empty() && in_flight() > 0) {
+    if (finished.empty()) {
         // Signals stay unblocked: one that arrives ends the wait.
         check(curl_multi_poll(impl_->multi.get(), nullptr, 0, static_cast<int>(slice.count()), nullptr));
         finished = perform();

@@ -49,7 +49,8 @@ class Transfers {
     void start(const Request &request);
     std::size_t in_flight() const;
 
-    // Moves every transfer on, waiting for at most the slice if nothing happens, and returns those that ended.
+    // Moves every transfer on, waiting for at most the slice if nothing happens (there may be none), and returns those
+    // that ended.
     std::vector<Finished> poll(std::chrono::milliseconds slice);
 
   private:

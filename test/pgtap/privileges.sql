@@ -44,7 +44,7 @@ SELECT set_eq($$SELECT proname::text FROM callable WHERE role = 'billing_app' EX
     ARRAY['record_usage', 'try_consume', 'consume', 'enforce_quota', 'reserve', 'settle', 'release', 'set_usage', 'void_usage', 'record_usage_batch', 'create_customer', 'create_subscription', 'update_subscription', 'cancel_subscription', 'resume_subscription', 'begin_request', 'receive_webhook'],
     'billing_app records and creates as well');
 SELECT set_eq($$SELECT proname::text FROM callable WHERE role = 'billing_admin' EXCEPT SELECT proname FROM callable WHERE role = 'billing_app'$$,
-    ARRAY['_stat_outcomes', '_stat_counters', '_stat_rollups', '_stat_reports', '_stat_reset_at', '_rollup_lag', 'stat_reset', 'set_quota', 'clear_quota', 'create_api_key', 'revoke_api_key', 'run_rollup', 'expire_reservations', 'maintain', 'prune_keys', 'run_stripe_sync', 'adopt', 'resume_stripe', 'get_top_tenants', 'get_tenants_near_quota', 'retry_failed',
+    ARRAY['_stat_outcomes', '_stat_counters', '_stat_rollups', '_stat_reports', '_stat_reset_at', '_rollup_lag', '_job_state', 'stat_reset', 'set_quota', 'clear_quota', 'create_api_key', 'revoke_api_key', 'run_rollup', 'expire_reservations', 'maintain', 'prune_keys', 'run_stripe_sync', 'adopt', 'resume_stripe', 'get_top_tenants', 'get_tenants_near_quota', 'retry_failed',
     '_stripe_dead_letter', '_stripe_waiting', '_stripe_unsubmitted', '_stripe_due_hours', '_stripe_hint'],
     'billing_admin administers as well');
 SELECT is_empty($$SELECT proname FROM callable WHERE role = 'billing_app' EXCEPT SELECT proname FROM callable WHERE role = 'billing_admin'$$,

@@ -47,6 +47,9 @@ SELECT billing.stat_reset();
 SELECT metric, recorded, denied FROM billing.stat_metrics ORDER BY 1;
 SELECT runs, events, last_run_at FROM billing.stat_rollup;
 
+-- workers: none runs in this server
+SELECT job, pid, failed_runs FROM billing.stat_workers;
+
 -- who may look
 CREATE ROLE regress_watcher IN ROLE pg_monitor;
 CREATE ROLE regress_app IN ROLE billing_app;
@@ -54,6 +57,7 @@ SET ROLE regress_watcher;
 SELECT count(*) FROM billing.stat_metrics;
 SELECT runs FROM billing.stat_rollup;
 SELECT count(*) FROM billing.stat_denials, billing.stat_counters, billing.stat_progress;
+SELECT count(*) FROM billing.stat_workers;
 CALL attempt($$SELECT billing.stat_reset()$$);
 SET ROLE regress_app;
 CALL attempt($$SELECT * FROM billing.stat_metrics$$);
