@@ -77,6 +77,8 @@ ApiError rate_limit(const std::string &message, const std::string &reason) {
 ApiError failure_of(const Fault &fault) {
     ApiError error = fault.kind == "429"
                          ? rate_limit("Request rate limit exceeded (on demand).", "global-rate")
+                     : fault.kind == "409"
+                         ? ApiError(409, "invalid_request_error", "Another request conflicts (on demand).")
                          : ApiError(500, "api_error", "An unknown error occurred (on demand).");
     if (fault.retry_after)
         error.fields.emplace_back("retry-after", std::to_string(*fault.retry_after));
@@ -204,7 +206,7 @@ asio::awaitable<Api::Result> Api::serve(const http::Request &request, json &entr
     store_.request = {{"id", nullptr}, {"idempotency_key", nullptr}};
     if (!fault || fault->kind == "slow")
         co_return result;
-    if (fault->kind == "429" || fault->kind == "500")
+    if (fault->kind == "409" || fault->kind == "429" || fault->kind == "500")
         throw failure_of(*fault);
     result.hang_up = true;
     co_return result;

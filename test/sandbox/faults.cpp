@@ -7,7 +7,8 @@
 namespace pg_billing::sandbox {
 
 void Faults::add(const json &description) {
-    static const std::set<std::string> kinds = {"429", "500", "timeout", "drop_before", "drop_after", "slow"};
+    static const std::set<std::string> kinds = {"409",         "429",        "500", "timeout",
+                                                "drop_before", "drop_after", "slow"};
     Fault fault;
     bool counted = false, chanced = false;
     for (const auto &[name, value] : description.items()) {
@@ -39,7 +40,7 @@ void Faults::add(const json &description) {
         }
     }
     if (!kinds.contains(fault.kind))
-        throw invalid("fault must be one of 429, 500, timeout, drop_before, drop_after, slow", "fault");
+        throw invalid("fault must be one of 409, 429, 500, timeout, drop_before, drop_after, slow", "fault");
     if (fault.probability < 0 || fault.probability > 1)
         throw invalid("probability must lie between 0 and 1", "probability");
     if (chanced && !counted)

@@ -1,6 +1,6 @@
 // Failures on demand, set through /_sandbox/faults.
 //
-//   429           refused before any effect          500    failed before any effect
+//   409, 429      refused before any effect          500    failed before any effect
 //   timeout       never answered, no effect          slow   answered after delay_ms
 //   drop_before   hung up on, no effect              drop_after   the effect happens, then hung up on
 // "effect": true makes 500 and timeout happen after the effect instead: the outcome a client cannot know.
