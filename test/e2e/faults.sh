@@ -67,13 +67,25 @@ survives 'no answer in time, but the effect' '"fault": "timeout", "effect": true
 survives 'a connection that is reset before the effect' '"fault": "drop_before", "times": 2'
 survives 'one that is reset after it' '"fault": "drop_after", "times": 2'
 
-## An error that Stripe remembers for the key
+## What Stripe remembers
 # Attempts are made due at once, again and again, instead of waiting out what is between them.
 hasten() {
     sql "UPDATE billing.stripe_outbox SET not_before = clock_timestamp() WHERE state = 'waiting';
          SELECT billing._request_run('stripe', 10000)" >/dev/null
     true_in_sql "NOT EXISTS (SELECT FROM billing.stripe_waiting)"
 }
+# An event that arrived under a key that Stripe has forgotten: its identifier is known all the same.
+use 10
+fault '"fault": "429", "retry_after": 3600, "times": 3'
+sql "SELECT billing._request_run('stripe', 30000)" >/dev/null
+IFS='|' read -r identifier timestamp customer value <<<"$(sql "SELECT params ->> 'identifier', params ->> 'timestamp',
+    params #>> '{payload,stripe_customer_id}', params #>> '{payload,value}' FROM billing.stripe_outbox WHERE state = 'waiting' LIMIT 1")"
+sandbox POST /v1/billing/meter_events -d event_name=llm_tokens -d "identifier=$identifier" -d "timestamp=$timestamp" \
+    -d "payload[stripe_customer_id]=$customer" -d "payload[value]=$value" >/dev/null
+ok 'an identifier that Stripe knows is got over' wait_until hasten
+is 'as delivered' "$(sql "SELECT state, http_status FROM billing.stripe_outbox WHERE idempotency_key = '$identifier'")" 'delivered|400'
+agree 'a duplicate identifier'
+
 use 10
 fault '"fault": "500", "stored": true, "times": 1'
 ok 'a remembered error is got over by another request' wait_until hasten
@@ -154,7 +166,10 @@ mark
 ok 'and the next one, too' wait_until logged 'cannot reach Stripe.*HTTP 500'
 is 'after one' "$(($(calls) - before))" 1
 heal
+before=$(calls)
+cluster_reload main pg_billing.stripe_rate=10
 ok 'when that is answered all go' sync
+is 'no faster than they may' "$(sandbox GET '/_sandbox/requests' | jq ".[$before:] | group_by(.at) | map(length) | max <= 15")" true
 OBJECTS=$(jq -c '.customer += 40' <<<"$OBJECTS")
 agree 'an outage'
 is 'never were there two calls at once for one customer and meter' "$(sandbox GET /_sandbox/state | jq .overlapping_meter_calls)" 0

@@ -173,6 +173,8 @@ SELECT tenant_id, kind, params #>> '{payload,value}' AS value, idempotency_key N
   FROM billing.stripe_outbox WHERE state = 'waiting' AND tenant_id <> 'acme' ORDER BY 1;
 
 -- who may: administrators; a session that is bound to a tenant its own
+SELECT FROM billing._stripe_claim(100, '0') \g /dev/null
+CALL refuse('bolt', 'meter_event', 'api_calls', 400, 'archived_meter', 'Archived.');
 SET ROLE billing_app;
 CALL attempt($$SELECT billing.retry_failed()$$);
 CALL attempt($$SELECT FROM billing.stripe_dead_letter$$);
@@ -185,3 +187,6 @@ SELECT billing.retry_failed();
 SELECT count(*) FROM billing.stripe_dead_letter;
 SELECT count(*) FROM billing.stripe_waiting;
 SELECT count(*) FROM billing.stripe_unsubmitted;
+RESET pg_billing.tenant_id;
+SELECT tenant_id, hint FROM billing.stripe_dead_letter;
+SELECT billing.retry_failed();
