@@ -68,7 +68,7 @@ CALL travel(:'before_its_end');
 SELECT status FROM billing.check_quota('acme', 'api_calls');
 SELECT billing.run_rollup();
 SELECT plan FROM billing.get_subscription('acme');
-CALL travel('11 minutes');
+CALL travel('15 minutes');
 SELECT status, reason FROM billing.check_quota('acme', 'api_calls');
 SELECT status, reason FROM billing.check_quota('acme', 'storage_gb');
 SELECT * FROM billing.get_subscription('acme');
