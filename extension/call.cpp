@@ -32,22 +32,26 @@ Failure unknown_metric(const Call &call) {
                    "SELECT name FROM billing.metrics lists the metrics.");
 }
 
-// The user asked about last, until a role or a membership changes.
+// How often roles or memberships may have changed, and what was found of the user asked about last. One that comes while
+// it is looked up is not missed: what is found then is of before.
+uint64 role_changes;
 struct {
     Oid user;
+    uint64 role_changes;
     bool is_service;
 } known;
 
-void forget_known(Datum, int, uint32) {
-    known.user = InvalidOid;
+void note_role_change(Datum, int, uint32) {
+    role_changes++;
 }
 
 bool is_service() {
     const Oid user = GetUserId();
-    if (known.user != user) {
-        known.is_service = superuser() || has_privs_of_role(user, get_role_oid("billing_app", false)) ||
+    if (known.user != user || known.role_changes != role_changes) {
+        const uint64 before = role_changes;
+        const bool found = superuser() || has_privs_of_role(user, get_role_oid("billing_app", false)) ||
                            has_privs_of_role(user, get_role_oid("billing_admin", false));
-        known.user = user;
+        known = {user, before, found};
     }
     return known.is_service;
 }
@@ -55,8 +59,8 @@ bool is_service() {
 }  // namespace
 
 void init_calls() {
-    CacheRegisterSyscacheCallback(AUTHOID, forget_known, 0);
-    CacheRegisterSyscacheCallback(AUTHMEMMEMROLE, forget_known, 0);
+    CacheRegisterSyscacheCallback(AUTHOID, note_role_change, 0);
+    CacheRegisterSyscacheCallback(AUTHMEMMEMROLE, note_role_change, 0);
 }
 
 std::string shown(std::string_view value) {

@@ -146,6 +146,7 @@ void UsageWriter::close() {
         return;
     close_partition();
     table_close(table_, NoLock);
+    table_ = nullptr;
 }
 
 void UsageWriter::finish() {

@@ -3,17 +3,18 @@
 -- Each is in force here at its commit; what it asks of Stripe is found by comparing (sql/stripe_changes.sql). Anchor and
 -- period stay what they are, so usage goes on counting where it did.
 
--- Locks a tenant's live subscription and returns its id.
-CREATE FUNCTION billing._lock_subscription(tenant_id text) RETURNS bigint
+-- Locks a tenant's live subscription and returns its row, as JSON because the table's type cannot be a result before the
+-- table exists.
+CREATE FUNCTION billing._lock_subscription(tenant_id text) RETURNS jsonb
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    locked bigint;
+    locked jsonb;
 BEGIN
     PERFORM billing._check_tenant(tenant_id);
     PERFORM FROM billing.subscriptions s WHERE s.tenant_id = _lock_subscription.tenant_id
         AND s.status NOT IN ('canceled', 'incomplete_expired') FOR UPDATE;
     PERFORM billing._advance_periods(tenant_id);
-    SELECT s.id INTO locked FROM billing.subscriptions s WHERE s.tenant_id = _lock_subscription.tenant_id
+    SELECT to_jsonb(s) INTO locked FROM billing.subscriptions s WHERE s.tenant_id = _lock_subscription.tenant_id
         AND s.status NOT IN ('canceled', 'incomplete_expired');
     IF NOT FOUND THEN
         RAISE EXCEPTION 'tenant "%" has no subscription', tenant_id
@@ -44,14 +45,11 @@ CREATE FUNCTION billing.update_subscription(tenant_id text, plan text,
 RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    subscription_id bigint := billing._lock_subscription(tenant_id);
-    was billing.subscriptions;
+    was billing.subscriptions := jsonb_populate_record(NULL::billing.subscriptions, billing._lock_subscription(tenant_id));
     s billing.subscriptions;
     present billing.plans;
     wanted billing.plans;
 BEGIN
-    SELECT * INTO STRICT was FROM billing.subscriptions x
-     WHERE x.tenant_id = update_subscription.tenant_id AND x.id = subscription_id;
     SELECT * INTO STRICT present FROM billing.plans p WHERE p.name = was.plan;
     SELECT * INTO wanted FROM billing.plans p WHERE p.name = update_subscription.plan;
     IF NOT FOUND THEN
@@ -82,12 +80,9 @@ COMMENT ON FUNCTION billing.update_subscription(text, text, text) IS
 CREATE FUNCTION billing.cancel_subscription(tenant_id text, at_period_end boolean DEFAULT true) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    subscription_id bigint := billing._lock_subscription(tenant_id);
-    was billing.subscriptions;
+    was billing.subscriptions := jsonb_populate_record(NULL::billing.subscriptions, billing._lock_subscription(tenant_id));
     s billing.subscriptions;
 BEGIN
-    SELECT * INTO STRICT was FROM billing.subscriptions x
-     WHERE x.tenant_id = cancel_subscription.tenant_id AND x.id = subscription_id;
     IF at_period_end IS NOT FALSE THEN
         IF was.cancel_at_period_end THEN
             RETURN;
@@ -110,12 +105,9 @@ COMMENT ON FUNCTION billing.cancel_subscription(text, boolean) IS
 CREATE FUNCTION billing.resume_subscription(tenant_id text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    subscription_id bigint := billing._lock_subscription(tenant_id);
-    was billing.subscriptions;
+    was billing.subscriptions := jsonb_populate_record(NULL::billing.subscriptions, billing._lock_subscription(tenant_id));
     s billing.subscriptions;
 BEGIN
-    SELECT * INTO STRICT was FROM billing.subscriptions x
-     WHERE x.tenant_id = resume_subscription.tenant_id AND x.id = subscription_id;
     IF NOT was.cancel_at_period_end THEN
         RETURN;
     END IF;
