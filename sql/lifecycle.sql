@@ -1,7 +1,8 @@
--- The life of a subscription after its creation: change of plan, cancellation, resumption.
+-- The life of a subscription after its creation: change of plan, cancellation, pause, resumption, the end of a trial.
 --
--- Each is in force here at its commit; what it asks of Stripe is found by comparing (sql/stripe_changes.sql). Anchor and
--- period stay what they are, so usage goes on counting where it did.
+-- Each is in force here at its commit; what it asks of Stripe is found by comparing (sql/stripe_changes.sql). A change of
+-- plan or a cancellation leaves anchor and period what they are, so usage goes on counting where it did; after a pause or
+-- an earlier end of a trial periods are counted anew, as Stripe does it, and what was before is a stretch of its own.
 
 -- Locks a tenant's live subscription and returns its row, as JSON because the table's type cannot be a result before the
 -- table exists.
@@ -38,6 +39,13 @@ BEGIN
            AND o.subject = after ->> 'id' AND o.state = 'waiting' AND o.attempts = 0;
         PERFORM billing._wake_worker('stripe');
     END IF;
+END $$;
+
+CREATE FUNCTION billing._refuse_status(s jsonb, what text, why text, hint text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RAISE EXCEPTION 'the subscription of tenant "%" cannot be %: it %', s ->> 'tenant_id', what, why
+        USING ERRCODE = 'UB038', HINT = hint;
 END $$;
 
 CREATE FUNCTION billing.update_subscription(tenant_id text, plan text,
@@ -77,7 +85,9 @@ END $$;
 COMMENT ON FUNCTION billing.update_subscription(text, text, text) IS
     'puts a tenant on another plan of the same interval and currency; its quotas are in force at commit, for the usage of the whole running period, and the worker carries it out at Stripe, which prorates the flat fee as told: create_prorations, always_invoice or none. Raises UB010, UB012, UB032, UB036, UB040';
 
-CREATE FUNCTION billing.cancel_subscription(tenant_id text, at_period_end boolean DEFAULT true) RETURNS void
+CREATE FUNCTION billing.cancel_subscription(tenant_id text, at_period_end boolean DEFAULT true,
+                                            prorate boolean DEFAULT false, invoice_now boolean DEFAULT true)
+RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     was billing.subscriptions := jsonb_populate_record(NULL::billing.subscriptions, billing._lock_subscription(tenant_id));
@@ -86,6 +96,9 @@ BEGIN
     IF at_period_end IS NOT FALSE THEN
         IF was.cancel_at_period_end THEN
             RETURN;
+        ELSIF was.paused_at IS NOT NULL THEN
+            PERFORM billing._refuse_status(to_jsonb(was), 'canceled at its period''s end', 'is paused',
+                                           'A pause has no period: cancel with at_period_end => false.');
         END IF;
         UPDATE billing.subscriptions x SET cancel_at_period_end = true, canceled_at = billing.now()
          WHERE x.tenant_id = was.tenant_id AND x.id = was.id
@@ -93,28 +106,112 @@ BEGIN
     ELSE
         UPDATE billing.subscriptions x
            SET status = 'canceled', canceled_at = coalesce(was.canceled_at, billing.now()),
-               ended_at = billing.now(), changed_at = billing.now()
+               ended_at = billing.now(), changed_at = billing.now(),
+               end_prorates = prorate IS TRUE, end_invoices = invoice_now IS NOT FALSE
          WHERE x.tenant_id = was.tenant_id AND x.id = was.id
         RETURNING * INTO s;
     END IF;
     PERFORM billing._subscription_changed('cancel_subscription', to_jsonb(was), to_jsonb(s));
 END $$;
-COMMENT ON FUNCTION billing.cancel_subscription(text, boolean) IS
-    'ends a tenant''s subscription with its period, or else at once: then Stripe bills what was used until now, and gives nothing of the flat fee back. Afterwards the tenant has no subscription, and may get another one. Raises UB010, UB036, UB040';
+COMMENT ON FUNCTION billing.cancel_subscription(text, boolean, boolean, boolean) IS
+    'ends a tenant''s subscription with its period, or else at once: then Stripe bills what was used until now, unless invoice_now is false, and gives nothing of the flat fee back, unless prorate is true. Afterwards the tenant has no subscription, and may get another one. Raises UB010, UB036, UB038, UB040';
 
-CREATE FUNCTION billing.resume_subscription(tenant_id text) RETURNS void
+-- When a pause that begins now begins: never on the hour, by which its periods are told from those that are billed.
+CREATE FUNCTION billing._pause_from() RETURNS timestamptz
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT greatest(billing.now(), date_trunc('hour', billing.now(), 'UTC') + interval '1 microsecond')
+$$;
+
+CREATE FUNCTION billing.pause_subscription(tenant_id text, credit_unused boolean DEFAULT true) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     was billing.subscriptions := jsonb_populate_record(NULL::billing.subscriptions, billing._lock_subscription(tenant_id));
     s billing.subscriptions;
 BEGIN
-    IF NOT was.cancel_at_period_end THEN
+    IF was.paused_at IS NOT NULL THEN
+        RETURN;
+    ELSIF was.status <> 'active' THEN
+        PERFORM billing._refuse_status(to_jsonb(was), 'paused', 'is ' || was.status, 'Only one that is active can be paused.');
+    ELSIF was.cancel_at_period_end THEN
+        PERFORM billing._refuse_status(to_jsonb(was), 'paused', 'ends with its period',
+                                       'Take that back with billing.resume_subscription() first.');
+    END IF;
+    PERFORM billing._close_stretch(to_jsonb(was), was.anchor);
+    UPDATE billing.subscriptions x
+       SET status = 'paused', paused_at = billing._pause_from(), credit_unused = pause_subscription.credit_unused IS NOT FALSE
+     WHERE x.tenant_id = was.tenant_id AND x.id = was.id
+    RETURNING * INTO s;
+    PERFORM billing._subscription_changed('pause_subscription', to_jsonb(was), to_jsonb(s));
+END $$;
+COMMENT ON FUNCTION billing.pause_subscription(text, boolean) IS
+    'pauses a tenant''s active subscription from commit on: checks deny, usage that is recorded all the same is kept and not billed; Stripe bills what was used until now, and credits the rest of the flat fee unless credit_unused is false. Raises UB010, UB036, UB038, UB040';
+
+CREATE FUNCTION billing.resume_subscription(tenant_id text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    was billing.subscriptions := jsonb_populate_record(NULL::billing.subscriptions, billing._lock_subscription(tenant_id));
+    s billing.subscriptions := was;
+    period tstzrange;
+BEGIN
+    IF NOT was.cancel_at_period_end AND was.paused_at IS NULL THEN
         RETURN;
     END IF;
-    UPDATE billing.subscriptions x SET cancel_at_period_end = false, canceled_at = NULL
+    IF was.paused_at IS NOT NULL THEN
+        PERFORM billing._close_stretch(to_jsonb(was), was.paused_at);
+        s.status := 'active';
+        s.paused_at := NULL;
+        -- a pause that Stripe has not been told of leaves the periods what they were
+        IF was.stripe_status IS NULL OR was.stripe_status = 'paused'
+           OR EXISTS (SELECT FROM billing.stripe_outbox o
+                       WHERE o.tenant_id = was.tenant_id AND o.kind = 'subscription_update' AND o.subject = was.id::text
+                         AND o.state IN ('waiting', 'sending') AND o.attempts > 0 AND o.path LIKE '%/pause') THEN
+            s.anchor := date_trunc('hour', billing.now(), 'UTC');
+        END IF;
+        period := billing._period_at(s.anchor, s.interval_months, s.timezone, billing.now());
+        s.current_period_start := lower(period);
+        s.current_period_end := upper(period);
+    END IF;
+    UPDATE billing.subscriptions x
+       SET cancel_at_period_end = false, canceled_at = NULL, status = s.status, paused_at = s.paused_at, anchor = s.anchor,
+           current_period_start = s.current_period_start, current_period_end = s.current_period_end
      WHERE x.tenant_id = was.tenant_id AND x.id = was.id
     RETURNING * INTO s;
     PERFORM billing._subscription_changed('resume_subscription', to_jsonb(was), to_jsonb(s));
 END $$;
 COMMENT ON FUNCTION billing.resume_subscription(text) IS
-    'takes back a cancellation at the period''s end, before that. Raises UB010, UB036, UB040';
+    'takes back a cancellation at the period''s end, before that, or a pause: then a billing period begins with the current hour, whose flat fee Stripe bills at once. Raises UB010, UB036, UB040';
+
+CREATE FUNCTION billing.end_trial(tenant_id text, at timestamptz DEFAULT NULL) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    was billing.subscriptions := jsonb_populate_record(NULL::billing.subscriptions, billing._lock_subscription(tenant_id));
+    s billing.subscriptions := was;
+    period tstzrange;
+BEGIN
+    IF (was.trial_end > billing.now()) IS NOT TRUE THEN
+        PERFORM billing._refuse_status(to_jsonb(was), 'given another end of its trial', 'is in none',
+                                       'A trial is given by billing.create_subscription().');
+    END IF;
+    IF at > billing.now() THEN
+        s.trial_end := billing._trial_until(was.trial_start, was.timezone, NULL, at);
+        s.anchor := s.trial_end;
+        s.current_period_end := s.trial_end;
+    ELSE
+        s.trial_end := billing.now();
+        s.anchor := date_trunc('hour', billing.now(), 'UTC');
+        s.status := CASE was.status WHEN 'trialing' THEN 'active' ELSE was.status END;
+        period := billing._period_at(s.anchor, s.interval_months, s.timezone, billing.now());
+        s.current_period_start := lower(period);
+        s.current_period_end := upper(period);
+    END IF;
+    PERFORM billing._keep_trial(to_jsonb(s));
+    UPDATE billing.subscriptions x
+       SET trial_end = s.trial_end, anchor = s.anchor, status = s.status,
+           trial_start = nullif(s.trial_start, s.anchor),      -- one that ends in its first hour was none
+           current_period_start = s.current_period_start, current_period_end = s.current_period_end
+     WHERE x.tenant_id = was.tenant_id AND x.id = was.id
+    RETURNING * INTO s;
+    PERFORM billing._subscription_changed('end_trial', to_jsonb(was), to_jsonb(s));
+END $$;
+COMMENT ON FUNCTION billing.end_trial(text, timestamptz) IS
+    'ends a tenant''s trial, by default at once: then its first billing period begins with the current hour; an end that is to come, on a whole hour, may also be later than the present one. Raises UB010, UB036, UB038, UB039, UB040';

@@ -61,9 +61,9 @@ LANGUAGE sql STABLE AS $$
            END,
            s.plan, coalesce(s.timezone, c.timezone),
            CASE WHEN m.kind = 'gauge' THEN tstzrange('-infinity', 'infinity') ELSE t.billing_period END,
-           tstzrange(greatest(lower(t.billing_period), CASE WHEN l.grace_until <= $3 THEN l.grace_until END,
+           tstzrange(greatest(lower(t.billing_period), e.since, CASE WHEN l.grace_until <= $3 THEN l.grace_until END,
                               CASE WHEN t.past_due_until <= $3 THEN t.past_due_until END),
-                     least(upper(t.billing_period), CASE WHEN l.grace_until > $3 THEN l.grace_until END,
+                     least(upper(t.billing_period), e.until, CASE WHEN l.grace_until > $3 THEN l.grace_until END,
                            CASE WHEN t.past_due_until > $3 THEN t.past_due_until END)),
            t.billing_period
       FROM (SELECT 1) one
@@ -75,9 +75,20 @@ LANGUAGE sql STABLE AS $$
       LEFT JOIN billing.plans p ON p.name = s.plan
       LEFT JOIN billing.plan_metrics pm ON pm.plan = s.plan AND pm.metric = m.name
       LEFT JOIN billing.quota_overrides o ON o.tenant_id = c.tenant_id AND o.metric = m.name
+      LEFT JOIN billing.subscription_stretches f
+             ON f.tenant_id = s.tenant_id AND f.subscription_id = s.id AND f.starts <= $3 AND f.ends > $3
+      CROSS JOIN LATERAL (       -- where the stretch that holds the time begins, and the next one
+        SELECT greatest(f.starts, max(x.ends) FILTER (WHERE x.ends <= $3)) AS since,
+               least(f.ends, min(x.starts) FILTER (WHERE x.starts > $3), CASE WHEN s.paused_at > $3 THEN s.paused_at END) AS until
+          FROM billing.subscription_stretches x WHERE x.tenant_id = s.tenant_id AND x.subscription_id = s.id) e
       CROSS JOIN LATERAL (
         SELECT CASE WHEN s.status = 'past_due' THEN s.past_due_since + p.past_due_grace END AS past_due_until,
-               CASE WHEN $3 >= s.current_period_start AND $3 < s.current_period_end
+               CASE WHEN f.anchor IS NOT NULL THEN (
+                        SELECT tstzrange(lower(y), least(upper(y), f.ends))
+                          FROM billing._period_at(f.anchor, s.interval_months, f.timezone, $3) y)
+                    WHEN f.starts IS NOT NULL THEN tstzrange(f.starts, f.ends)
+                    WHEN s.paused_at <= $3 THEN billing._period_at(s.paused_at, s.interval_months, s.timezone, $3)
+                    WHEN $3 >= s.current_period_start AND $3 < s.current_period_end
                         THEN tstzrange(s.current_period_start, s.current_period_end)
                     WHEN s.tenant_id IS NOT NULL
                         THEN billing._period_at(s.anchor, s.interval_months, s.timezone, $3)
@@ -289,7 +300,7 @@ BEGIN
         FOR EACH ROW EXECUTE FUNCTION billing._count_windows();
     CREATE OR REPLACE TRIGGER count_windows AFTER INSERT OR UPDATE ON billing.plan_window_limits
         FOR EACH ROW EXECUTE FUNCTION billing._count_windows();
-    FOREACH name IN ARRAY ARRAY['billing_customers', 'subscriptions', 'quota_overrides', 'window_limits', 'usage_alerts'] LOOP
+    FOREACH name IN ARRAY ARRAY['billing_customers', 'subscriptions', 'subscription_stretches', 'quota_overrides', 'window_limits', 'usage_alerts'] LOOP
         EXECUTE format('CREATE OR REPLACE TRIGGER quotas_changed AFTER INSERT OR UPDATE OR DELETE ON billing.%I
                         FOR EACH ROW EXECUTE FUNCTION billing._tenant_quotas_changed()', name);
         EXECUTE format('CREATE OR REPLACE TRIGGER quotas_truncated AFTER TRUNCATE ON billing.%I

@@ -54,21 +54,22 @@ BEGIN
     END LOOP;
 END $$;
 
--- The usage beyond a plan's allowance, and its share of what all of it costs.
+-- The usage beyond a plan's allowance, and its share of what all of it costs: nothing in a trial or a pause, whose period
+-- does not begin on the hour.
 CREATE FUNCTION billing._overage(own text, what text, period text, OUT quantity numeric, OUT cost numeric)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     used numeric := billing.get_billable_usage(own, what, period);
     p record;
 BEGIN
-    SELECT m.plan, m.allowance INTO p
-      FROM billing.subscriptions s JOIN billing.plan_metrics m ON m.plan = s.plan AND m.metric = what
+    SELECT m.plan, m.allowance, y.starts = s.trial_start OR y.starts <> date_trunc('hour', y.starts, 'UTC') AS free INTO p
+      FROM (SELECT lower(billing._billing_period(own, what, _overage.period)) AS starts) y, billing.subscriptions s JOIN billing.plan_metrics m ON m.plan = s.plan AND m.metric = what
      WHERE s.tenant_id = own AND s.status NOT IN ('canceled', 'incomplete_expired');
     quantity := trim_scale(greatest(used - p.allowance, 0));
     cost := 0;
     IF p.allowance IS NULL THEN
         quantity := 0;
-    ELSIF quantity > 0 THEN
+    ELSIF quantity > 0 AND p.free IS NOT TRUE THEN
         cost := coalesce((SELECT sum(r.amount) FROM billing._rate(p.plan, what, used) r), 0)
               - coalesce((SELECT sum(r.amount) FROM billing._rate(p.plan, what, p.allowance) r), 0);
     END IF;
@@ -99,15 +100,15 @@ DECLARE
     following tstzrange;
 BEGIN
     PERFORM billing._check_tenant(own);
-    SELECT x.plan, x.status, x.anchor, x.interval_months, x.timezone, x.cancel_at_period_end, p.display_name, p.currency,
+    SELECT x.plan, x.trial_end, x.anchor, x.interval_months, x.timezone, x.cancel_at_period_end, p.display_name, p.currency,
            trim_scale(p.price) AS price INTO s
       FROM billing.subscriptions x JOIN billing.plans p ON p.name = x.plan
-     WHERE x.tenant_id = own AND x.status NOT IN ('canceled', 'incomplete_expired');
+     WHERE x.tenant_id = own AND x.status NOT IN ('canceled', 'incomplete_expired') AND x.paused_at IS NULL;
     IF NOT FOUND THEN
         RETURN;
     END IF;
     SELECT q.billing_period INTO period FROM billing._quota_in_force(own, NULL, billing.now()) q;
-    IF s.status <> 'trialing' THEN
+    IF (s.trial_end > billing.now()) IS NOT TRUE THEN
         RETURN QUERY
         SELECT m.name, r.tier,
                format('%s × %s', r.quantity, m.display_name)
@@ -132,7 +133,7 @@ RETURNS TABLE (metric text, tier int, description text, quantity numeric, unit_a
                currency text, period_start timestamptz, period_end timestamptz)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$ SELECT * FROM billing._invoice($1, false) $$;
 COMMENT ON FUNCTION billing.get_upcoming_invoice(text) IS
-    'returns the lines of the invoice that ends the current billing period, as if it ended now: its usage, by metric and tier, and the next period''s flat fee; amounts in minor units, before taxes and credits; no line without a subscription. Raises UB010, UB037, UB040';
+    'returns the lines of the invoice that ends the current billing period, as if it ended now: its usage, by metric and tier, and the next period''s flat fee; amounts in minor units, before taxes and credits; no line without a subscription, or while it is paused. Raises UB010, UB037, UB040';
 
 CREATE FUNCTION billing.get_projected_cost(tenant_id text, metric text DEFAULT NULL) RETURNS numeric
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$

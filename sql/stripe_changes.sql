@@ -1,10 +1,11 @@
--- What subscriptions want that Stripe has not confirmed: another plan, an end with the period or none, the end. Wishes
--- are states, not orders: of several made before Stripe heard of any, the last is carried out, once.
+-- What subscriptions want that Stripe has not confirmed: another plan, an end with the period or none, another end of the
+-- trial, a pause or its end, the end. Wishes are states, not orders: of several made before Stripe heard of any, the last
+-- is carried out, once.
 --
 -- Stripe bills what a price has counted when the price goes (docs.stripe.com, manage billing setup): by the meter events
 -- of before, at the old price, and what comes later, of whatever hour, at the new one or never. So a change of prices,
--- and an end, wait until the usage of before has been rolled up and submitted, and no usage is submitted while they are
--- under way. The hour of the change is split: what Stripe had counted of it is kept in subscription_items.counted.
+-- a pause and an end wait until the usage of before has been rolled up and submitted, and no usage is submitted while they
+-- are under way. The hour of the change is split: what Stripe had counted of it is kept in subscription_items.counted.
 
 -- The items that turn the plan Stripe bills into the wanted one; null while the catalogue lacks a price.
 CREATE FUNCTION billing._stripe_items(tenant_id text, subscription_id bigint, item_id text, plan text) RETURNS jsonb
@@ -26,21 +27,36 @@ CREATE FUNCTION billing._stripe_changes()
 RETURNS TABLE (tenant_id text, subscription_id bigint, changed_at timestamptz, kind text, method text, path text, params jsonb)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT s.tenant_id, s.id,
-           CASE WHEN s.ended_at IS NOT NULL OR i.items IS NOT NULL THEN s.changed_at END,
+           CASE WHEN s.ended_at IS NOT NULL OR i.items IS NOT NULL THEN s.changed_at WHEN d.pauses THEN s.paused_at END,
            CASE WHEN s.ended_at IS NULL THEN 'subscription_update' ELSE 'subscription_cancel' END,
            CASE WHEN s.ended_at IS NULL THEN 'POST' ELSE 'DELETE' END,
-           '/v1/subscriptions/' || s.stripe_subscription_id, w.params
+           concat('/v1/subscriptions/' || s.stripe_subscription_id,
+                  CASE WHEN d.pauses THEN '/pause' WHEN d.resumes THEN '/resume' END), w.params
       FROM billing.subscriptions s
       CROSS JOIN LATERAL (
-           SELECT CASE WHEN s.ended_at IS NULL AND s.plan <> s.stripe_plan
+           SELECT s.ended_at IS NULL AND s.paused_at IS NOT NULL AND s.stripe_status <> 'paused' AS pauses,
+                  s.ended_at IS NULL AND s.paused_at IS NULL AND s.stripe_status = 'paused' AS resumes,
+                  s.ended_at IS NULL AND s.paused_at IS NULL AND s.stripe_status <> 'paused' AS runs) d
+      CROSS JOIN LATERAL (
+           SELECT CASE WHEN d.runs AND s.plan <> s.stripe_plan
                        THEN billing._stripe_items(s.tenant_id, s.id, s.stripe_item_id, s.plan) END AS items) i
       CROSS JOIN LATERAL (
-           SELECT CASE WHEN s.ended_at IS NOT NULL THEN '{"invoice_now": true}'
-                  ELSE CASE WHEN i.items IS NULL THEN '{}'
-                            ELSE jsonb_build_object('items', i.items, 'proration_behavior', s.proration_behavior) END
-                       || CASE WHEN s.cancel_at_period_end = s.stripe_cancels THEN '{}'
-                               ELSE jsonb_build_object('cancel_at_period_end', s.cancel_at_period_end) END
-                  END AS params) w
+           SELECT CASE WHEN s.ended_at IS NOT NULL
+                           THEN jsonb_strip_nulls(jsonb_build_object('invoice_now', s.end_invoices,
+                                                                     'prorate', nullif(s.end_prorates, false)))
+                  WHEN d.pauses THEN jsonb_build_object('type', 'subscription', 'invoicing_behavior', 'invoice', 'bill_for',
+                      jsonb_build_object('outstanding_usage_through', '{"type": "now"}'::jsonb, 'unused_time_from',
+                          jsonb_build_object('type', CASE WHEN s.credit_unused THEN 'now' ELSE 'none' END)))
+                  WHEN d.resumes THEN '{"billing_cycle_anchor": {"type": "now"}}'
+                  WHEN d.runs
+                      THEN CASE WHEN i.items IS NULL THEN '{}'
+                                ELSE jsonb_build_object('items', i.items, 'proration_behavior', s.proration_behavior) END
+                           || CASE WHEN s.cancel_at_period_end = s.stripe_cancels THEN '{}'
+                                   ELSE jsonb_build_object('cancel_at_period_end', s.cancel_at_period_end) END
+                           || CASE WHEN s.stripe_status <> 'trialing' OR s.trial_end IS NOT DISTINCT FROM s.stripe_trial_end THEN '{}'
+                                   WHEN s.trial_end > billing.now() THEN jsonb_build_object('trial_end', extract(epoch FROM s.trial_end)::bigint)
+                                   ELSE '{"trial_end": "now"}' END
+                  ELSE '{}' END AS params) w
      WHERE s.stripe_subscription_id IS NOT NULL AND s.stripe_status NOT IN ('canceled', 'incomplete_expired')
        AND w.params <> '{}'
        -- what Stripe has refused is not asked again; another wish is
@@ -103,6 +119,31 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
                                          AND a.hour = date_trunc('hour', billing.now(), 'UTC')), 0) END
 $$;
 
+-- The periods of a subscription (a row, passed as JSON) as Stripe counts them. Stripe's begin where ours do, or amid that
+-- hour where it began one by its own clock: at the end of a pause or of a trial, or because it was made there.
+CREATE FUNCTION billing._stripe_periods(row_then jsonb, subscription jsonb) RETURNS jsonb
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    s billing.subscriptions := jsonb_populate_record(NULL::billing.subscriptions, row_then);
+    -- periods moved from the subscription to its items in 2025-03-31.basil: accept either
+    period jsonb := CASE WHEN subscription ? 'current_period_start' THEN subscription
+                         ELSE subscription #> '{items,data,0}' END;
+    begins timestamptz := to_timestamp((period ->> 'current_period_start')::bigint);
+    hour timestamptz := date_trunc('hour', begins, 'UTC');
+    ends timestamptz := date_trunc('hour', to_timestamp((period ->> 'current_period_end')::bigint), 'UTC');
+BEGIN
+    IF hour >= ends OR s.stripe_status IN ('trialing', 'paused') THEN
+        RETURN row_then;
+    END IF;
+    IF hour IS NOT NULL AND hour <> lower(billing._period_at(s.anchor, s.interval_months, s.timezone, hour)) THEN
+        s.anchor := hour;
+    END IF;
+    s.stripe_offset := coalesce(begins - hour, s.stripe_offset);
+    s.current_period_start := coalesce(hour, s.current_period_start);
+    s.current_period_end := coalesce(ends, s.current_period_end);
+    RETURN to_jsonb(s);
+END $$;
+
 -- Stores a subscription as Stripe has it. What was changed there (`fetched`: no answer to a wish of ours) since it was
 -- looked at last is taken over; other wishes stay wishes.
 CREATE FUNCTION billing._apply_subscription(tenant text, subscription jsonb, fetched boolean) RETURNS void
@@ -110,9 +151,6 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     was billing.subscriptions;
     s billing.subscriptions;
-    -- periods moved from the subscription to its items in 2025-03-31.basil: accept either
-    period jsonb := CASE WHEN subscription ? 'current_period_start' THEN subscription
-                         ELSE subscription #> '{items,data,0}' END;
 BEGIN
     SELECT * INTO was FROM billing.subscriptions x
      WHERE x.tenant_id = tenant
@@ -126,6 +164,7 @@ BEGIN
     s.stripe_subscription_id := subscription ->> 'id';
     s.stripe_status := subscription ->> 'status';
     s.stripe_cancels := coalesce((subscription ->> 'cancel_at_period_end')::boolean, s.stripe_cancels);
+    s.stripe_trial_end := to_timestamp((subscription ->> 'trial_end')::bigint);
     SELECT p.name, item ->> 'id' INTO s.stripe_plan, s.stripe_item_id
       FROM jsonb_array_elements(subscription #> '{items,data}') item
       JOIN billing.plans p ON p.stripe_price_id = item #>> '{price,id}';
@@ -136,9 +175,27 @@ BEGIN
         s.cancel_at_period_end := s.stripe_cancels;
     END IF;
     IF s.ended_at IS NULL THEN      -- one that has ended here is kept as it was then
-        s.status := s.stripe_status;
-        s.current_period_start := coalesce(to_timestamp((period ->> 'current_period_start')::bigint), s.current_period_start);
-        s.current_period_end := coalesce(to_timestamp((period ->> 'current_period_end')::bigint), s.current_period_end);
+        IF fetched AND s.stripe_status = 'trialing' AND s.stripe_trial_end IS DISTINCT FROM was.stripe_trial_end THEN
+            s.trial_end := s.stripe_trial_end;
+            s.anchor := date_trunc('hour', s.trial_end, 'UTC');
+            s.current_period_start := coalesce(s.trial_start, s.current_period_start);
+            s.current_period_end := s.trial_end;
+            s.trial_start := s.current_period_start;
+            PERFORM billing._keep_trial(to_jsonb(s));
+        END IF;
+        IF fetched AND s.stripe_status = 'paused' AND was.stripe_status IS DISTINCT FROM 'paused' AND s.paused_at IS NULL THEN
+            PERFORM billing._close_stretch(to_jsonb(s), s.anchor);
+            s.paused_at := billing._pause_from();
+        ELSIF fetched AND s.stripe_status <> 'paused' AND was.stripe_status = 'paused' AND s.paused_at IS NOT NULL THEN
+            PERFORM billing._close_stretch(to_jsonb(s), s.paused_at);
+            s.paused_at := NULL;
+        END IF;
+        -- a wish that Stripe has yet to hear of is in force already
+        s.status := CASE WHEN s.stripe_status IN ('canceled', 'incomplete_expired') THEN s.stripe_status
+                         WHEN s.paused_at IS NOT NULL THEN 'paused'
+                         WHEN s.stripe_status = 'paused' OR s.stripe_status = 'trialing' AND s.trial_end <= billing.now() THEN 'active'
+                         ELSE s.stripe_status END;
+        s := jsonb_populate_record(s, billing._stripe_periods(to_jsonb(s), subscription));
         s.past_due_since := CASE WHEN s.status = 'past_due' THEN coalesce(s.past_due_since, billing.now()) END;
         IF s.status IN ('canceled', 'incomplete_expired') THEN
             s.ended_at := coalesce(to_timestamp((subscription ->> 'ended_at')::bigint), billing.now());
@@ -147,14 +204,16 @@ BEGIN
                                   CASE WHEN s.cancel_at_period_end THEN s.canceled_at END);
     END IF;
     UPDATE billing.subscriptions x
-       SET (plan, status, cancel_at_period_end, current_period_start, current_period_end, past_due_since, canceled_at,
-            ended_at, stripe_subscription_id, stripe_status, stripe_plan, stripe_item_id, stripe_cancels)
-         = (s.plan, s.status, s.cancel_at_period_end, s.current_period_start, s.current_period_end, s.past_due_since,
-            s.canceled_at, s.ended_at, s.stripe_subscription_id, s.stripe_status, s.stripe_plan, s.stripe_item_id,
-            s.stripe_cancels)
+       SET (plan, status, cancel_at_period_end, anchor, current_period_start, current_period_end, trial_start, trial_end,
+            paused_at, past_due_since, canceled_at, ended_at, stripe_subscription_id, stripe_status, stripe_plan,
+            stripe_item_id, stripe_cancels, stripe_trial_end, stripe_offset)
+         = (s.plan, s.status, s.cancel_at_period_end, s.anchor, s.current_period_start, s.current_period_end, s.trial_start,
+            s.trial_end, s.paused_at, s.past_due_since, s.canceled_at, s.ended_at, s.stripe_subscription_id,
+            s.stripe_status, s.stripe_plan, s.stripe_item_id, s.stripe_cancels, s.stripe_trial_end, s.stripe_offset)
      WHERE x.tenant_id = s.tenant_id AND x.id = s.id;
     PERFORM billing._apply_subscription_items(to_jsonb(was), subscription #> '{items,data}');
-    IF (s.plan, s.cancel_at_period_end, s.ended_at) IS DISTINCT FROM (was.plan, was.cancel_at_period_end, was.ended_at) THEN
+    IF (s.plan, s.cancel_at_period_end, s.ended_at, s.paused_at, s.trial_end)
+       IS DISTINCT FROM (was.plan, was.cancel_at_period_end, was.ended_at, was.paused_at, was.trial_end) THEN
         PERFORM billing._audit(tenant, 'changed_at_stripe', to_jsonb(was), to_jsonb(s));
     END IF;
     PERFORM billing._refresh_quotas(tenant);

@@ -99,32 +99,37 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
         UNION ALL
         -- The period starts with the hour, so the subscription is backdated to it and its cycle anchored there, too: the
         -- first invoice bills one whole interval. Only the anchor's configuration brings the 31st back after a short
-        -- month, and Stripe has it for single months (docs.stripe.com/billing/subscriptions/billing-cycle).
+        -- month, and Stripe has it for single months (docs.stripe.com/billing/subscriptions/billing-cycle). A trial begins
+        -- there when it is made, and its end is the anchor.
         SELECT billing._stripe_enqueue(s.tenant_id, 'subscription_create', s.id::text, 'POST', '/v1/subscriptions',
                    jsonb_strip_nulls(jsonb_build_object(
                        'customer', c.stripe_customer_id,
                        'items', jsonb_build_array(jsonb_build_object('price', p.stripe_price_id)) || i.items,
                        'billing_mode', jsonb_build_object('type', 'flexible'),
-                       'backdate_start_date', extract(epoch FROM s.current_period_start)::bigint,
-                       'billing_cycle_anchor_config', CASE WHEN s.interval_months = 1 THEN jsonb_build_object(
+                       'backdate_start_date', CASE WHEN NOT i.trial THEN extract(epoch FROM s.current_period_start)::bigint END,
+                       'billing_cycle_anchor_config', CASE WHEN s.interval_months = 1 AND NOT i.trial THEN jsonb_build_object(
                            'day_of_month', extract(day FROM s.anchor AT TIME ZONE 'UTC')::int,
                            'hour', extract(hour FROM s.anchor AT TIME ZONE 'UTC')::int, 'minute', 0, 'second', 0) END,
-                       'billing_cycle_anchor', CASE WHEN s.interval_months > 1
+                       'billing_cycle_anchor', CASE WHEN s.interval_months > 1 AND NOT i.trial
                            THEN extract(epoch FROM s.current_period_end)::bigint END,
+                       'trial_end', CASE WHEN i.trial THEN extract(epoch FROM s.trial_end)::bigint END,
+                       'trial_settings', CASE WHEN i.trial THEN jsonb_build_object('end_behavior',
+                           jsonb_build_object('missing_payment_method', s.missing_payment_method)) END,
                        'collection_method', s.collection_method,
                        'days_until_due', s.days_until_due,
-                       'payment_behavior', CASE s.collection_method WHEN 'charge_automatically' THEN 'default_incomplete' END,
+                       'payment_behavior', CASE s.collection_method WHEN 'charge_automatically' THEN s.payment_behavior END,
                        'metadata', jsonb_build_object('tenant_id', s.tenant_id, 'subscription_id', s.id::text))),
                    -- Stripe refuses a start that is not past yet by its own clock
-                   delay => greatest(interval '0', s.anchor + interval '5 seconds' - billing.now()))
+                   delay => greatest(interval '0', s.current_period_start + interval '5 seconds' - billing.now()))
           FROM billing.subscriptions s
           JOIN billing.billing_customers c ON c.tenant_id = s.tenant_id
           JOIN billing.plans p ON p.name = s.plan
           CROSS JOIN LATERAL (
                SELECT coalesce(jsonb_agg(jsonb_build_object('price', pm.stripe_price_id) ORDER BY pm.metric), '[]') AS items,
-                      bool_and(pm.stripe_price_id IS NOT NULL) AS complete
+                      bool_and(pm.stripe_price_id IS NOT NULL) AS complete,
+                      coalesce(s.trial_end > billing.now(), false) AS trial
                  FROM billing.plan_metrics pm WHERE pm.plan = s.plan) i
-         WHERE s.status = 'pending' AND c.stripe_customer_id IS NOT NULL AND p.stripe_price_id IS NOT NULL
+         WHERE s.status = 'pending' AND s.current_period_end > billing.now() AND c.stripe_customer_id IS NOT NULL AND p.stripe_price_id IS NOT NULL
            AND i.complete IS NOT FALSE AND billing._stripe_free(s.tenant_id, 'subscription_create', s.id::text)
            AND billing._stripe_free(s.tenant_id, 'subscription_find', s.id::text)
     )
@@ -138,9 +143,11 @@ RETURNS TABLE (tenant_id text, metric text, period_start timestamptz, hour times
 LANGUAGE sql STABLE AS $$
     SELECT a.tenant_id, a.metric, a.period_start, a.hour, a.quantity,
            CASE WHEN i.since > a.hour THEN a.quantity - i.counted ELSE a.quantity END,
-           -- any one moment of the hour will do, but never a boundary, nor one in the future; after a change of price one
-           -- well after that, as clocks differ
+           -- any one moment of the hour will do, but never a boundary, nor one in the future; of the hour amid which
+           -- Stripe's period begins, one after that, so that it is in Stripe's period as it is in ours; after a change of price
+           -- one well after that, as clocks differ
            CASE WHEN i.since > a.hour THEN least(i.since + interval '1 minute', a.hour + interval '59 minutes 59 seconds')
+                WHEN a.hour = a.period_start THEN a.hour + s.stripe_offset + interval '1 second'
                 ELSE a.hour + interval '1 second' END,
            c.stripe_customer_id, m.stripe_event_name
       FROM billing.usage_aggregates a
@@ -148,7 +155,9 @@ LANGUAGE sql STABLE AS $$
            AND m.aggregation IN ('sum', 'count', 'unique_count')
       JOIN billing.billing_customers c ON c.tenant_id = a.tenant_id
       JOIN billing.subscriptions s ON s.tenant_id = a.tenant_id AND s.anchor <= a.period_start
-           AND s.stripe_status NOT IN ('canceled', 'incomplete_expired')
+           AND s.stripe_status NOT IN ('canceled', 'incomplete_expired', 'paused')
+           -- usage of a pause, whose period does not begin on the hour, is not billed
+           AND a.period_start = date_trunc('hour', a.period_start, 'UTC')
            -- one that has ended here and not yet there: the usage of its own periods
            AND (s.ended_at IS NULL
                 OR a.hour < s.ended_at
@@ -167,7 +176,8 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     WITH due AS (
         SELECT DISTINCT ON (h.tenant_id, h.metric) h.*
           FROM billing._stripe_due_hours() h
-         WHERE NOT EXISTS (SELECT FROM billing.stripe_outbox o
+         WHERE h.at <= billing.now() + interval '1 minute'
+           AND NOT EXISTS (SELECT FROM billing.stripe_outbox o
                             WHERE o.tenant_id = h.tenant_id AND o.state IN ('waiting', 'sending')
                               AND (o.kind = 'meter_event' AND o.subject = h.metric
                                    OR o.kind IN ('subscription_update', 'subscription_cancel')))

@@ -3,6 +3,9 @@
 -- A period is half-open [start, end), counted from the anchor in the subscription's time zone; the anchor is always a
 -- whole hour, so that no hour of usage belongs to two periods. Stripe counts its periods in UTC, so a subscription
 -- billed through Stripe has the time zone UTC whatever the tenant's own is.
+--
+-- What is not billed (a trial, a pause) and what was counted from another anchor before is a stretch of its own: usage of
+-- then keeps its period, whose start Stripe's periods never have. A new anchor is the hour it is wished in.
 
 CREATE FUNCTION billing._install_subscriptions() RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -24,9 +27,19 @@ BEGIN
         cancel_at_period_end   boolean NOT NULL DEFAULT false,
         proration_behavior     text NOT NULL DEFAULT 'create_prorations'      -- of the last change of plan
             CHECK (proration_behavior IN ('create_prorations', 'always_invoice', 'none')),
+        payment_behavior       text NOT NULL DEFAULT 'default_incomplete'     -- of the first invoice
+            CHECK (payment_behavior IN ('default_incomplete', 'allow_incomplete', 'error_if_incomplete')),
+        trial_start            timestamptz,
+        trial_end              timestamptz,
+        missing_payment_method text NOT NULL DEFAULT 'create_invoice'         -- what a trial without one ends in
+            CHECK (missing_payment_method IN ('create_invoice', 'cancel', 'pause')),
+        paused_at              timestamptz,
+        credit_unused          boolean NOT NULL DEFAULT true,   -- of the flat fee, when it was paused last
         past_due_since         timestamptz,
         canceled_at            timestamptz,     -- when its end was asked for
         ended_at               timestamptz,
+        end_prorates           boolean NOT NULL DEFAULT false,  -- if it is ended at once: whether that credits the rest of the fee
+        end_invoices           boolean NOT NULL DEFAULT true,   -- … and bills what was used
         changed_at             timestamptz,     -- when its plan was changed last, or it ended
         -- What Stripe has confirmed; where it differs from the above, something is due there.
         stripe_subscription_id text,
@@ -34,6 +47,8 @@ BEGIN
         stripe_plan            text,            -- the plan whose flat fee it bills
         stripe_item_id         text,            -- the item of that fee
         stripe_cancels         boolean NOT NULL DEFAULT false,
+        stripe_trial_end       timestamptz,
+        stripe_offset          interval NOT NULL DEFAULT '0',   -- from the hour that begins a period to where Stripe begins it
         created_at             timestamptz NOT NULL,
         PRIMARY KEY (tenant_id, id),
         CHECK (current_period_start < current_period_end)
@@ -43,6 +58,19 @@ BEGIN
     CREATE INDEX IF NOT EXISTS subscriptions_period_end ON billing.subscriptions (current_period_end)
         WHERE status NOT IN ('canceled', 'incomplete_expired');
     COMMENT ON TABLE billing.subscriptions IS 'a tenant''s plan and billing period; at most one live row per tenant';
+
+    CREATE TABLE IF NOT EXISTS billing.subscription_stretches (
+        tenant_id       text COLLATE "C" NOT NULL,
+        subscription_id bigint NOT NULL,
+        starts          timestamptz NOT NULL,
+        ends            timestamptz NOT NULL,
+        anchor          timestamptz,            -- of its periods; null: it is one period, whole
+        timezone        text NOT NULL,
+        PRIMARY KEY (tenant_id, subscription_id, starts),
+        FOREIGN KEY (tenant_id, subscription_id) REFERENCES billing.subscriptions
+    );
+    COMMENT ON TABLE billing.subscription_stretches IS
+        'times in which a subscription counted its periods otherwise than now: a trial, a pause, and what came before';
 
     CREATE TABLE IF NOT EXISTS billing.subscription_items (
         tenant_id       text COLLATE "C" NOT NULL,
@@ -77,18 +105,42 @@ BEGIN
     RETURN tstzrange(starts, ends);
 END $$;
 
+-- The first whole hour that is not before a time.
+CREATE FUNCTION billing._whole_hour(at timestamptz) RETURNS timestamptz
+LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT date_trunc('hour', $1 + interval '1 hour' - interval '1 microsecond', 'UTC')
+$$;
+
+-- When a trial that begins at a time ends: after so many days by the calendar of the time zone, or at a given time, and
+-- always on a whole hour.
+CREATE FUNCTION billing._trial_until(starts timestamptz, timezone text, days int, until timestamptz) RETURNS timestamptz
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    ends timestamptz := billing._whole_hour(coalesce(until,
+                            ((starts AT TIME ZONE timezone) + make_interval(days => days)) AT TIME ZONE timezone));
+BEGIN
+    IF days IS NOT NULL AND until IS NOT NULL OR days < 1 OR ends <= billing.now() OR ends > starts + interval '730 days' THEN
+        RAISE EXCEPTION 'a trial of % days until % is not valid', days, until
+            USING ERRCODE = 'UB039', HINT = 'Give days, or an end that is to come; a trial lasts two years at most.';
+    END IF;
+    RETURN ends;
+END $$;
+
 CREATE FUNCTION billing.create_subscription(tenant_id text, plan text,
                                             collection_method text DEFAULT 'charge_automatically',
-                                            days_until_due int DEFAULT NULL)
+                                            days_until_due int DEFAULT NULL, trial_days int DEFAULT NULL,
+                                            trial_end timestamptz DEFAULT NULL,
+                                            missing_payment_method text DEFAULT 'create_invoice',
+                                            payment_behavior text DEFAULT 'default_incomplete')
 RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     customer billing.billing_customers;
     wanted billing.plans;
-    anchor timestamptz := date_trunc('hour', billing.now(), 'UTC');
+    starts timestamptz := date_trunc('hour', billing.now(), 'UTC');
+    trial_until timestamptz;
     period tstzrange;
-    subscription_id bigint;
-    created jsonb;
+    s billing.subscriptions;
 BEGIN
     PERFORM billing._check_tenant(tenant_id);
     PERFORM billing._advance_periods(tenant_id);
@@ -104,35 +156,74 @@ BEGIN
             USING ERRCODE = 'UB032',
                   HINT = 'Use charge_automatically, or send_invoice with days_until_due between 0 and 365.';
     END IF;
+    IF (payment_behavior IN ('default_incomplete', 'allow_incomplete', 'error_if_incomplete')) IS NOT TRUE THEN
+        RAISE EXCEPTION 'payment behavior "%" is not valid', payment_behavior
+            USING ERRCODE = 'UB032', HINT = 'Use default_incomplete, allow_incomplete or error_if_incomplete.';
+    END IF;
+    IF (missing_payment_method IN ('create_invoice', 'cancel', 'pause')) IS NOT TRUE THEN
+        RAISE EXCEPTION 'missing payment method "%" is not valid', missing_payment_method
+            USING ERRCODE = 'UB039', HINT = 'A trial without a payment method ends in create_invoice, cancel or pause.';
+    END IF;
     IF customer.stripe THEN
         customer.timezone := 'UTC';
     END IF;
-    period := billing._period_at(anchor, wanted.interval_months, customer.timezone, anchor);
+    IF trial_days IS NOT NULL OR trial_end IS NOT NULL THEN
+        trial_until := billing._trial_until(starts, customer.timezone, trial_days, trial_end);
+        period := tstzrange(starts, trial_until);
+    ELSE
+        period := billing._period_at(starts, wanted.interval_months, customer.timezone, starts);
+    END IF;
     BEGIN
-        INSERT INTO billing.subscriptions AS s (tenant_id, plan, status, anchor, timezone, interval_months,
-                current_period_start, current_period_end, collection_method, days_until_due, created_at)
-            VALUES (customer.tenant_id, wanted.name, CASE WHEN customer.stripe THEN 'pending' ELSE 'active' END, anchor,
-                customer.timezone, wanted.interval_months, lower(period), upper(period),
-                create_subscription.collection_method, create_subscription.days_until_due, billing.now())
-            RETURNING s.id, to_jsonb(s) INTO subscription_id, created;
+        INSERT INTO billing.subscriptions AS x (tenant_id, plan, status, anchor, timezone, interval_months,
+                current_period_start, current_period_end, collection_method, days_until_due, payment_behavior,
+                trial_start, trial_end, missing_payment_method, created_at)
+            VALUES (customer.tenant_id, wanted.name,
+                CASE WHEN customer.stripe THEN 'pending' WHEN trial_until IS NOT NULL THEN 'trialing' ELSE 'active' END,
+                coalesce(trial_until, starts), customer.timezone, wanted.interval_months, lower(period), upper(period),
+                create_subscription.collection_method, create_subscription.days_until_due,
+                create_subscription.payment_behavior, CASE WHEN trial_until IS NOT NULL THEN starts END, trial_until,
+                create_subscription.missing_payment_method, billing.now())
+            RETURNING * INTO s;
     EXCEPTION WHEN unique_violation THEN
         RAISE EXCEPTION 'tenant "%" has a subscription already', tenant_id
             USING ERRCODE = 'UB031', HINT = 'Change or cancel that one.';
     END;
-    PERFORM billing._subscription_changed('create_subscription', NULL, created);
-    RETURN subscription_id;
+    PERFORM billing._keep_trial(to_jsonb(s));
+    PERFORM billing._subscription_changed('create_subscription', NULL, to_jsonb(s));
+    RETURN s.id;
 END $$;
-COMMENT ON FUNCTION billing.create_subscription(text, text, text, int) IS
-    'puts a tenant on a plan from the start of the current hour; its quotas are in force at commit, and the worker carries it out at Stripe. Raises UB010, UB012, UB031, UB032, UB040';
+COMMENT ON FUNCTION billing.create_subscription(text, text, text, int, int, timestamptz, text, text) IS
+    'puts a tenant on a plan from the start of the current hour, with a trial of trial_days or until trial_end first; its quotas are in force at commit, and the worker carries it out at Stripe. Nothing is billed of a trial; one that ends without a payment method ends in create_invoice, cancel or pause. Of the first invoice''s payment Stripe is told payment_behavior. Raises UB010, UB012, UB031, UB032, UB039, UB040';
+
+-- Notes the stretch of a subscription's trial, or where it ends now.
+CREATE FUNCTION billing._keep_trial(s jsonb) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    INSERT INTO billing.subscription_stretches (tenant_id, subscription_id, starts, ends, timezone)
+    SELECT x.tenant_id, x.id, x.trial_start, x.trial_end, x.timezone
+      FROM jsonb_populate_record(NULL::billing.subscriptions, $1) x WHERE x.trial_start IS NOT NULL
+    ON CONFLICT ON CONSTRAINT subscription_stretches_pkey DO UPDATE SET ends = excluded.ends
+$$;
+
+-- Closes the stretch that a subscription's periods were counted in until now, from this anchor.
+CREATE FUNCTION billing._close_stretch(s jsonb, anchor timestamptz) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    INSERT INTO billing.subscription_stretches (tenant_id, subscription_id, starts, ends, anchor, timezone)
+    SELECT x.tenant_id, x.id,
+           coalesce((SELECT max(f.ends) FROM billing.subscription_stretches f
+                      WHERE f.tenant_id = x.tenant_id AND f.subscription_id = x.id), '-infinity'),
+           billing.now(), $2, x.timezone
+      FROM jsonb_populate_record(NULL::billing.subscriptions, $1) x
+    ON CONFLICT DO NOTHING      -- of two changes in one moment, the second one's stretch is none
+$$;
 
 -- Row-level security decides whose subscription is seen.
 CREATE FUNCTION billing.get_subscription(tenant_id text)
 RETURNS TABLE (subscription_id bigint, plan text, status text, current_period_start timestamptz,
                current_period_end timestamptz, cancel_at_period_end boolean, stripe_subscription_id text,
-               created_at timestamptz)
+               created_at timestamptz, trial_end timestamptz, paused_at timestamptz)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT s.id, s.plan, s.status, s.current_period_start, s.current_period_end, s.cancel_at_period_end,
-           s.stripe_subscription_id, s.created_at
+           s.stripe_subscription_id, s.created_at, s.trial_end, s.paused_at
       FROM billing.subscriptions s
      WHERE s.tenant_id = get_subscription.tenant_id AND s.status NOT IN ('canceled', 'incomplete_expired')
        AND NOT (s.cancel_at_period_end AND s.current_period_end <= billing.now())
@@ -152,6 +243,7 @@ BEGIN
     FOR was IN
         SELECT o.* FROM billing.subscriptions o
          WHERE o.current_period_end <= billing.now() AND o.status NOT IN ('canceled', 'incomplete_expired')
+           AND o.paused_at IS NULL
            AND (_advance_periods.tenant_id IS NULL OR o.tenant_id = _advance_periods.tenant_id)
          ORDER BY o.tenant_id FOR UPDATE SKIP LOCKED
     LOOP
@@ -164,7 +256,8 @@ BEGIN
         ELSE
             period := billing._period_at(was.anchor, was.interval_months, was.timezone, billing.now());
             UPDATE billing.subscriptions u
-               SET current_period_start = lower(period), current_period_end = upper(period)
+               SET current_period_start = lower(period), current_period_end = upper(period),
+                   status = CASE was.status WHEN 'trialing' THEN 'active' ELSE was.status END
              WHERE u.tenant_id = was.tenant_id AND u.id = was.id;
             PERFORM billing._refresh_quotas(was.tenant_id);
         END IF;

@@ -25,13 +25,19 @@ LANGUAGE sql AS $$
         WHEN 'price_create' THEN jsonb_build_object('id', 'price_' || subject)
         WHEN 'customer_create' THEN jsonb_build_object('id', 'cus_' || tenant)
         WHEN 'subscription_create' THEN
-            jsonb_build_object('id', 'sub_' || subject, 'status', 'active', 'metadata', params -> 'metadata', 'items',
+            jsonb_build_object('id', 'sub_' || subject, 'status', CASE WHEN params ? 'trial_end' THEN 'trialing' ELSE 'active' END,
+                'trial_end', params -> 'trial_end', 'metadata', params -> 'metadata', 'items',
                 jsonb_build_object('data', (SELECT jsonb_agg(jsonb_build_object('id', 'si_' || (i ->> 'price'), 'price',
                         jsonb_build_object('id', i ->> 'price'), 'current_period_start', params -> 'backdate_start_date',
                         'current_period_end', params -> 'billing_cycle_anchor'))
                     FROM jsonb_array_elements(params -> 'items') i)))
         WHEN 'subscription_update' THEN
-            (SELECT jsonb_build_object('id', s.stripe_subscription_id, 'status', 'active',
+            (SELECT jsonb_build_object('id', s.stripe_subscription_id,
+                        'status', CASE WHEN params ? 'bill_for' THEN 'paused'
+                                       WHEN params ? 'billing_cycle_anchor' OR params ->> 'trial_end' = 'now' THEN 'active'
+                                       ELSE s.stripe_status END,
+                        'trial_end', CASE params ->> 'trial_end' WHEN 'now' THEN to_jsonb(extract(epoch FROM billing.now())::bigint)
+                                          ELSE coalesce(params -> 'trial_end', to_jsonb(extract(epoch FROM s.stripe_trial_end)::bigint)) END,
                         'cancel_at_period_end', coalesce((params ->> 'cancel_at_period_end')::boolean, s.stripe_cancels),
                         'items', jsonb_build_object('data', CASE WHEN params ? 'items'
                             THEN (SELECT jsonb_agg(jsonb_build_object('id', coalesce(i ->> 'id', 'si_' || (i ->> 'price')),
@@ -44,6 +50,11 @@ LANGUAGE sql AS $$
                                     FROM billing.plans p, billing.subscription_items i
                                    WHERE p.name = s.stripe_plan AND (i.tenant_id, i.subscription_id) = (s.tenant_id, s.id)
                                    GROUP BY p.name) END))
+                    -- Stripe begins these two by its own clock
+                    || CASE WHEN params ? 'billing_cycle_anchor' OR params ->> 'trial_end' = 'now'
+                            THEN jsonb_build_object('current_period_start', extract(epoch FROM billing.now())::bigint,
+                                     'current_period_end', extract(epoch FROM billing.now() + interval '1 month')::bigint)
+                            ELSE '{}' END
                FROM billing.subscriptions s WHERE s.tenant_id = tenant AND s.id::text = subject)
         ELSE '{}' END
 $$;

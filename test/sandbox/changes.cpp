@@ -1,4 +1,4 @@
-// Changes of a subscription's items within its period, by flexible billing's rules: what is left of the period is
+// Changes of a subscription's items within its period, and of its trial's end, by flexible billing's rules: what is left of the period is
 // credited at a licensed item's old price and charged at its new one, by the second; what a metered item has counted is
 // billed at its old price, as it is now, and counted from zero at its new one
 // (docs.stripe.com/billing/subscriptions/usage-based/manage-billing-setup).
@@ -33,8 +33,10 @@ json Subscriptions::rest_of(const json &subscription, const json &item, std::int
 }
 
 json Subscriptions::change_items(json &subscription, const json &changes, std::int64_t now) {
-    if (subscription["status"] != "active" && subscription["status"] != "past_due")
-        throw not_modelled("a change of items of a subscription that is neither active nor past due");
+    const bool trial = subscription["status"] == "trialing";
+    if (!trial && subscription["status"] != "active" && subscription["status"] != "past_due")
+        throw not_modelled(
+            "a change of items of a subscription that is neither active, in a trial nor past due");
     json &items = subscription["items"]["data"];
     for (const json &change : changes)
         if (change.contains("id") && std::none_of(items.begin(), items.end(), [&](const json &item) {
@@ -99,7 +101,22 @@ json Subscriptions::change_items(json &subscription, const json &changes, std::i
         if (!metered(store_.get("price", item["price"])))
             spans.push_back(rest_of(subscription, item, now, false));
     items = std::move(changed);
-    return spans;
+    return trial ? json::array() : spans;
+}
+
+// A trial's end is where the first cycle begins: now, or at a time to come.
+void Subscriptions::move_trial_end(json &subscription, const json &trial_end, std::int64_t now) {
+    if (subscription["status"] != "trialing")
+        throw not_modelled("a trial of a subscription that is not in one");
+    const std::int64_t end = trial_end == "now" ? now : trial_end.get<std::int64_t>();
+    if (end < now || (end == now && trial_end != "now"))
+        throw invalid("Invalid timestamp: must be an integer Unix timestamp in the future.", "trial_end");
+    subscription["trial_end"] = subscription["billing_cycle_anchor"] = subscription["_cycle"]["reference"] =
+        end;
+    for (json &item : subscription["items"]["data"])
+        item["current_period_end"] = end;
+    if (end == now)
+        renew(subscription, now);
 }
 
 json Subscriptions::update(const Call &call) {
@@ -113,6 +130,8 @@ json Subscriptions::update(const Call &call) {
         for (json &span : change_items(subscription, call.params["items"], now))
             if (behavior != "none")
                 subscription["_pending"].push_back(std::move(span));
+    if (call.has("trial_end"))
+        move_trial_end(subscription, call.params["trial_end"], now);
     for (const char *name : {"description", "default_payment_method", "cancel_at_period_end"})
         if (call.has(name))
             subscription[name] = call.params[name] == "" ? json() : call.params[name];

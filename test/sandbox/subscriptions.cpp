@@ -107,6 +107,9 @@ json Subscriptions::create(const Call &call) {
                        "card_declined");
     if (due && !pays)
         built["status"] = "incomplete";
+    built["_missing_payment_method"] = given.value("trial_settings", json::object())
+                                           .value("end_behavior", json::object())
+                                           .value("missing_payment_method", "create_invoice");
     built["_expires_at"] = now + kIncompleteTime;
     built["_pending"] = json::array();
     if (built["cancel_at_period_end"] == true)
@@ -128,6 +131,8 @@ json Subscriptions::create(const Call &call) {
 
 json Subscriptions::usage_spans(const json &subscription, std::int64_t until) {
     json spans = json::array();
+    if (subscription["status"] == "trialing")
+        return spans;
     for (const json &item : subscription["items"]["data"])
         if (metered(store_.get("price", item["price"])))
             spans.push_back(usage_span(item, until));
@@ -154,10 +159,16 @@ json Subscriptions::cancel(const Call &call) {
     json &subscription = store_.get("subscription", call.id());
     if (subscription["ended_at"].is_number())
         throw no_such("subscription", call.id());
-    if (call.params.value("prorate", false))
-        throw not_modelled("prorate=true on cancellation");
     const std::int64_t now = store_.time_of(subscription);
-    if (call.params.value("invoice_now", false) && living(subscription))
+    const bool invoices = call.params.value("invoice_now", false);
+    if (call.params.value("prorate", false)) {
+        if (!invoices)
+            throw not_modelled("prorate=true on cancellation without invoice_now");
+        if (living(subscription))
+            for (json &span : unused_spans(subscription, now))
+                subscription["_pending"].push_back(std::move(span));
+    }
+    if (invoices && living(subscription))
         bill_arrears(subscription, now);
     subscription["cancellation_details"]["reason"] = "cancellation_requested";
     const json details = call.params.value("cancellation_details", json::object());
@@ -208,6 +219,14 @@ void Subscriptions::change(json &subscription) {
 void Subscriptions::renew(json &subscription, std::int64_t time) {
     const json before = subscription;
     const bool trial = subscription["status"] == "trialing";
+    if (trial && subscription["collection_method"] == "charge_automatically" &&
+        subscription["_missing_payment_method"] != "create_invoice" && !has_payment_method(subscription)) {
+        if (subscription["_missing_payment_method"] == "cancel")
+            end(subscription, time);
+        else
+            set_paused(subscription, time, "trial_end_without_payment_method");
+        return;
+    }
     const std::int64_t next = cycle_of(subscription).after(time);
     json spans = trial ? json::array() : usage_spans(subscription, time);
     for (const json &item : items_of(subscription))
@@ -284,14 +303,19 @@ void Subscriptions::model(Catalog &catalog) {
                    "payment_settings",
                    "proration_behavior",
                    "trial_end",
-                   "trial_period_days"},
+                   "trial_period_days",
+                   "trial_settings[end_behavior][missing_payment_method]"},
                   [this](const Call &call) { return create(call); });
     catalog.model("GET /v1/subscriptions/{id}", {},
                   [this](const Call &call) { return store_.get("subscription", call.id()); });
     catalog.model("POST /v1/subscriptions/{id}",
                   {"cancel_at_period_end", "default_payment_method", "description", "items[][id]",
-                   "items[][price]", "items[][deleted]", "metadata", "proration_behavior"},
+                   "items[][price]", "items[][deleted]", "metadata", "proration_behavior", "trial_end"},
                   [this](const Call &call) { return update(call); });
+    catalog.model("POST /v1/subscriptions/{id}/pause", {"bill_for", "invoicing_behavior", "type"},
+                  [this](const Call &call) { return pause(call); });
+    catalog.model("POST /v1/subscriptions/{id}/resume", {"billing_cycle_anchor", "payment_behavior"},
+                  [this](const Call &call) { return resume(call); });
     catalog.model("DELETE /v1/subscriptions/{id}", {"cancellation_details", "invoice_now", "prorate"},
                   [this](const Call &call) { return cancel(call); });
     catalog.model(

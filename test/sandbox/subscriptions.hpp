@@ -1,5 +1,5 @@
 // Subscriptions: creation, renewal, trial end, cancellation, and the preview of what they will bill next; changes of
-// items are in changes.cpp.
+// items and of the trial are in changes.cpp, pauses in pauses.cpp.
 //
 // Billing is Stripe's flexible mode: a licensed item bills each period in advance, the first invoice included; a
 // metered one bills in arrears at a period's end and is absent from the first invoice. A backdated subscription bills
@@ -34,6 +34,8 @@ class Subscriptions {
     json first_spans(json &subscription, const Cycle &cycle, std::int64_t now, bool prorates);
     json create(const Call &call);
     json update(const Call &call);
+    json pause(const Call &call);
+    json resume(const Call &call);
     json cancel(const Call &call);
     json preview(const Call &call);
     json usage_spans(const json &subscription, std::int64_t until);
@@ -41,6 +43,11 @@ class Subscriptions {
     static json usage_span(const json &item, std::int64_t until);
     // What is left of a licensed item's period.
     json rest_of(const json &subscription, const json &item, std::int64_t now, bool credit);
+    // What is left of the period, of all licensed items, as credits; none in a trial.
+    json unused_spans(const json &subscription, std::int64_t now);
+    void move_trial_end(json &subscription, const json &trial_end, std::int64_t now);
+    void set_paused(json &subscription, std::int64_t time, const char *why);
+    bool has_payment_method(const json &subscription);
     // Replaces the items and returns the prorations.
     json change_items(json &subscription, const json &changes, std::int64_t now);
     // Drafts an invoice of what is pending and these spans.

@@ -73,7 +73,7 @@ CALL attempt($$SELECT billing.explain_invoice_line('acme', 'llm_tokens', 'in_2')
 -- the fee of a subscription that ends, the usage of one on trial
 UPDATE billing.subscriptions SET cancel_at_period_end = true;
 SELECT count(*) FROM lines WHERE metric IS NULL;
-UPDATE billing.subscriptions SET cancel_at_period_end = false, status = 'trialing';
+UPDATE billing.subscriptions SET cancel_at_period_end = false, status = 'trialing', trial_end = current_period_end;
 SELECT * FROM lines;
 UPDATE billing.subscriptions SET status = 'active';
 -- the period is over: another one, whose invoice holds another month's fee

@@ -68,7 +68,7 @@ SELECT billing.receive_webhook(event('evt_5', 'customer.subscription.updated', '
 SELECT FROM billing._stripe_plan() \g /dev/null
 SELECT FROM billing._stripe_claim(100, '1 minute') \g /dev/null
 CALL settle('acme', 'subscription_fetch', :'sub', 'delivered', jsonb_build_object('id', :'sub', 'status', 'active', 'cancel_at_period_end', false,
-    'current_period_start', 1896091200, 'current_period_end', 1898510401, 'items', items()));
+    'current_period_start', 1896091200, 'current_period_end', 1898514000, 'items', items()));
 SELECT status, past_due_since, cancel_at_period_end, current_period_end FROM billing.subscriptions;
 -- a subscription of the same customer that was made elsewhere is not ours
 SELECT billing.receive_webhook(event('evt_6', 'customer.subscription.created', 'subscription', 'sub_elsewhere'));
