@@ -47,7 +47,7 @@ const char *read_private(const std::string &path, char *buffer, std::size_t size
 
 }  // namespace
 
-ApiKey::ApiKey(const std::string &path) {
+ApiKey::ApiKey(const std::string &path, const char *what) {
     const char *reason = read_private(path, text_, sizeof(text_) - 1);
     if (!reason) {
         const auto is_space = [](char c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; };
@@ -65,7 +65,7 @@ ApiKey::ApiKey(const std::string &path) {
     }
     if (reason) {
         explicit_bzero(text_, sizeof(text_));
-        throw std::runtime_error("cannot use Stripe API key file \"" + path + "\": " + reason);
+        throw std::runtime_error("cannot use " + std::string(what) + " file \"" + path + "\": " + reason);
     }
 }
 

@@ -1,83 +1,16 @@
 #include "worker/transfer.hpp"
 
-#include <curl/curl.h>
-
-#include <csignal>
-#include <cstring>
 #include <stdexcept>
-#include <unordered_map>
 #include <utility>
+
+#include "worker/curl.hpp"
 
 namespace pg_billing {
 namespace {
 
 constexpr std::size_t kLargestAnswer = 8 << 20;
-constexpr const char *kUserAgent = "pg_billing/" PG_BILLING_VERSION;
 
-class SignalsBlocked {
-  public:
-    SignalsBlocked() {
-        sigset_t all;
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &before_);
-    }
-    ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-
-  private:
-    sigset_t before_;
-};
-
-template <auto release>
-struct Releaser {
-    void operator()(auto *object) const { release(object); }
-};
-using Easy = std::unique_ptr<CURL, Releaser<curl_easy_cleanup>>;
-using Multi = std::unique_ptr<CURLM, Releaser<curl_multi_cleanup>>;
-using Url = std::unique_ptr<CURLU, Releaser<curl_url_cleanup>>;
-
-// A header line may hold the key.
-void wipe_headers(curl_slist *list) {
-    for (curl_slist *line = list; line; line = line->next)
-        explicit_bzero(line->data, strlen(line->data));
-    curl_slist_free_all(list);
-}
-using Headers = std::unique_ptr<curl_slist, Releaser<wipe_headers>>;
-
-void check(CURLcode code) {
-    if (code != CURLE_OK)
-        throw std::runtime_error(std::string("libcurl: ") + curl_easy_strerror(code));
-}
-
-void check(CURLMcode code) {
-    if (code != CURLM_OK)
-        throw std::runtime_error(std::string("libcurl: ") + curl_multi_strerror(code));
-}
-
-template <class T>
-void set(CURL *handle, CURLoption option, T value) {
-    check(curl_easy_setopt(handle, option, value));
-}
-
-void add(Headers &headers, const std::string &line) {
-    curl_slist *longer = curl_slist_append(headers.get(), line.c_str());
-    if (!longer)
-        throw std::bad_alloc();
-    headers.release();
-    headers.reset(longer);
-}
-
-std::string part(CURLU *url, CURLUPart which) {
-    char *text = nullptr;
-    if (curl_url_get(url, which, &text, 0) != CURLUE_OK)
-        return {};
-    std::string copy = text;
-    curl_free(text);
-    return copy;
-}
-
-bool is_loopback(const std::string &host) {
-    return host == "localhost" || host == "[::1]" || host.starts_with("127.");
-}
+using namespace curl;
 
 // Checks where the key would be sent; returns the scheme.
 std::string check_base(const std::string &base) {
@@ -100,7 +33,7 @@ std::string check_base(const std::string &base) {
 
 struct Transfers::Transfer {
     std::size_t tag;
-    Easy handle;
+    Easy handle = easy();
     Headers headers;
     stripe::Answer answer;
     bool too_long = false;
@@ -134,17 +67,13 @@ struct Transfers::Impl {
     TransferOptions options;
     const ApiKey &key;
     std::string scheme;
-    Multi multi;
-    std::unordered_map<CURL *, std::unique_ptr<Transfer>> running;
+    Pool<Transfer> pool;
 
-    Impl(TransferOptions given, const ApiKey &api_key) : options(std::move(given)), key(api_key) {}
-    ~Impl() {
-        for (const auto &[handle, transfer] : running)
-            curl_multi_remove_handle(multi.get(), handle);
-    }
+    Impl(TransferOptions given, const ApiKey &api_key)
+        : options(std::move(given)), key(api_key), scheme(check_base(options.base)) {}
 
     void configure(Transfer &transfer, const Request &request);
-    Finished finish(CURL *handle, CURLcode code);
+    static Finished finish(Transfer &transfer, CURLcode code);
 };
 
 void Transfers::Impl::configure(Transfer &transfer, const Request &request) {
@@ -193,72 +122,38 @@ void Transfers::Impl::configure(Transfer &transfer, const Request &request) {
     set(handle, CURLOPT_HEADERDATA, static_cast<void *>(&transfer));
 }
 
-Finished Transfers::Impl::finish(CURL *handle, CURLcode code) {
-    curl_multi_remove_handle(multi.get(), handle);
-    const auto transfer = std::move(running.extract(handle).mapped());
-    stripe::Answer answer = std::move(transfer->answer);
+Finished Transfers::Impl::finish(Transfer &transfer, CURLcode code) {
+    stripe::Answer answer = std::move(transfer.answer);
     if (code == CURLE_OK) {
-        long status = 0;
-        curl_easy_getinfo(handle, CURLINFO_RESPONSE_CODE, &status);
-        answer.status = static_cast<int>(status);
+        answer.status = status_of(transfer.handle.get());
     } else {
         // The answer may have been cut off, so even its status says nothing of the effect.
         answer = {};
-        answer.network_error = transfer->too_long ? "the answer is longer than 8 MiB"
-                               : *transfer->error ? transfer->error
-                                                  : curl_easy_strerror(code);
+        answer.network_error = transfer.too_long ? "the answer is longer than 8 MiB"
+                               : *transfer.error ? transfer.error
+                                                 : curl_easy_strerror(code);
     }
-    return {transfer->tag, std::move(answer)};
+    return {transfer.tag, std::move(answer)};
 }
 
-Transfers::Transfers(TransferOptions options, const ApiKey &key) {
-    const SignalsBlocked blocked;
-    static const CURLcode ready = curl_global_init(CURL_GLOBAL_DEFAULT);
-    check(ready);
-    impl_ = std::make_unique<Impl>(std::move(options), key);
-    impl_->scheme = check_base(impl_->options.base);
-    impl_->multi.reset(curl_multi_init());
-    if (!impl_->multi)
-        throw std::bad_alloc();
-}
+Transfers::Transfers(TransferOptions options, const ApiKey &key)
+    : impl_(std::make_unique<Impl>(std::move(options), key)) {}
 
 Transfers::~Transfers() = default;
 
 void Transfers::start(const Request &request) {
     auto transfer = std::make_unique<Transfer>();
     transfer->tag = request.tag;
-    transfer->handle.reset(curl_easy_init());
-    if (!transfer->handle)
-        throw std::bad_alloc();
     impl_->configure(*transfer, request);
-    CURL *handle = transfer->handle.get();
-    impl_->running.emplace(handle, std::move(transfer));
-    check(curl_multi_add_handle(impl_->multi.get(), handle));
+    impl_->pool.start(std::move(transfer));
 }
 
 std::size_t Transfers::in_flight() const {
-    return impl_->running.size();
+    return impl_->pool.in_flight();
 }
 
 std::vector<Finished> Transfers::poll(std::chrono::milliseconds slice) {
-    const auto perform = [&] {
-        const SignalsBlocked blocked;
-        int running;
-        check(curl_multi_perform(impl_->multi.get(), &running));
-        std::vector<Finished> finished;
-        int left;
-        while (const CURLMsg *message = curl_multi_info_read(impl_->multi.get(), &left))
-            if (message->msg == CURLMSG_DONE)
-                finished.push_back(impl_->finish(message->easy_handle, message->data.result));
-        return finished;
-    };
-    std::vector<Finished> finished = perform();
-    if (finished.empty()) {
-        // Signals stay unblocked: one that arrives ends the wait.
-        check(curl_multi_poll(impl_->multi.get(), nullptr, 0, static_cast<int>(slice.count()), nullptr));
-        finished = perform();
-    }
-    return finished;
+    return impl_->pool.poll(slice, Impl::finish);
 }
 
 }  // namespace pg_billing
