@@ -43,14 +43,15 @@ EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" pg_billing.co
 
 # The order matters: later parts use what earlier ones define.
 SQL_PARTS = schema types settings stats catalog audit customers subscriptions lifecycle quotas usage reservations \
-            corrections rollup rollup_kinds summary billable history standing rating explain partitions retention stripe \
-            stripe_plan stripe_changes stripe_settle stripe_repair webhooks api_keys security install
+            corrections rollup rollup_kinds alerts summary billable history standing rating explain partitions retention stripe \
+            stripe_plan stripe_changes stripe_settle stripe_repair webhooks notifications events channels api_keys security install
 DATA_built = pg_billing--$(EXTVERSION).sql
 DATA       = $(wildcard sql/upgrades/*.sql)
 
 EXTENSION_OBJS = $(patsubst %.cpp,%.o,$(wildcard extension/*.cpp))
 WORKER_OBJS    = $(patsubst %.cpp,%.o,$(wildcard worker/*.cpp))
-STRIPE_OBJS    = $(patsubst %.cpp,%.o,$(wildcard stripe/*.cpp))
+# What the worker library takes of plain C++, without PostgreSQL.
+PLAIN_OBJS     = $(patsubst %.cpp,%.o,$(wildcard stripe/*.cpp notify/*.cpp))
 
 WORKER_LIB     = pg_billing_worker.so
 
@@ -64,7 +65,7 @@ PG_CXXFLAGS = -std=c++20 -Wall -Wextra -Wno-register -Wno-missing-field-initiali
               -D'PGDLLEXPORT=__attribute__((visibility("default")))' \
               -D'PG_BILLING_VERSION="$(EXTVERSION)"' \
               -isystem $(shell $(PG_CONFIG) --includedir-server) -I. -MMD -MP
-EXTRA_CLEAN = $(WORKER_LIB) $(WORKER_OBJS) $(STRIPE_OBJS) $(patsubst %.o,%.d,$(OBJS) $(WORKER_OBJS) $(STRIPE_OBJS)) \
+EXTRA_CLEAN = $(WORKER_LIB) $(WORKER_OBJS) $(PLAIN_OBJS) $(patsubst %.o,%.d,$(OBJS) $(WORKER_OBJS) $(PLAIN_OBJS)) \
               build/cmake build/root
 
 # Tests against the installed extension, with a server of their own.
@@ -83,11 +84,11 @@ ifdef SANITIZE
 override CXXFLAGS := $(filter-out -fwrapv,$(CXXFLAGS)) -fsanitize=$(SANITIZE) -fno-sanitize-recover=all
 endif
 
--include $(patsubst %.o,%.d,$(OBJS) $(WORKER_OBJS) $(STRIPE_OBJS))
+-include $(patsubst %.o,%.d,$(OBJS) $(WORKER_OBJS) $(PLAIN_OBJS))
 
 # The library that only background workers load: it alone links libcurl.
 all: $(WORKER_LIB)
-$(WORKER_LIB): $(WORKER_OBJS) $(STRIPE_OBJS)
+$(WORKER_LIB): $(WORKER_OBJS) $(PLAIN_OBJS)
 	$(COMPILER) -shared -o $@ $^ $(LDFLAGS) -lcurl -lcrypto
 $(OBJS) $(WORKER_OBJS): pg_billing.control
 install: install-worker

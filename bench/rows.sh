@@ -127,7 +127,7 @@ workers() {
 }
 no_worker() {
     [ "$(sql "SELECT count(*) FROM pg_stat_activity
-               WHERE backend_type IN ('pg_billing rollup', 'pg_billing stripe')")" = 0 ]
+               WHERE backend_type IN ('pg_billing rollup', 'pg_billing stripe', 'pg_billing notify')")" = 0 ]
 }
 
 ## The first check after a crash

@@ -12,7 +12,10 @@ int time_shift;
 
 namespace {
 
-int dedup_window, event_retention, rollup_interval;
+int dedup_window, event_retention, notify_timeout, rollup_interval;
+bool notify_private_addresses;
+char *mail_from, *notify_ca_file, *sms_body, *sms_token_file, *sms_url, *smtp_password_file, *smtp_url,
+    *smtp_user;
 int stripe_concurrency, stripe_rate, stripe_timeout, submit_interval;
 char *stripe_api_base, *stripe_api_key_file, *stripe_api_version, *stripe_ca_file;
 
@@ -40,14 +43,50 @@ void define() {
                             "Stripe accepts usage that is up to 35 days late.", &late_limit,
                             35 * kSecondsPerDay, 0, 35 * kSecondsPerDay, PGC_SIGHUP, GUC_UNIT_S, nullptr,
                             nullptr, nullptr);
+    DefineCustomStringVariable("pg_billing.mail_from", "Sets who e-mails are from.",
+                               "An address, or a name and an address in angle brackets.", &mail_from, "",
+                               PGC_SIGHUP, GUC_SUPERUSER_ONLY, nullptr, nullptr, nullptr);
     DefineCustomIntVariable(
         "pg_billing.max_counters",
         "Sets how many quota counters fit into shared memory (about 256 bytes each).",
         "One counter serves one tenant, metric and billing period; idle ones make room for others.",
         &max_counters, 20000, 16, 10000000, PGC_POSTMASTER, 0, nullptr, nullptr, nullptr);
+    DefineCustomStringVariable("pg_billing.notify_ca_file",
+                               "Names a file of certificate authorities to trust instead of the system's, "
+                               "for what notifications are sent to.",
+                               nullptr, &notify_ca_file, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY, nullptr, nullptr,
+                               nullptr);
+    DefineCustomBoolVariable("pg_billing.notify_private_addresses",
+                             "Lets tenants' webhooks go to private and local addresses.",
+                             "The server would send requests into its own network for whoever names one.",
+                             &notify_private_addresses, false, PGC_SIGHUP, 0, nullptr, nullptr, nullptr);
+    DefineCustomIntVariable("pg_billing.notify_timeout", "Sets how long one notification may take.", nullptr,
+                            &notify_timeout, 15, 1, 600, PGC_SIGHUP, GUC_UNIT_S, nullptr, nullptr, nullptr);
     DefineCustomIntVariable("pg_billing.rollup_interval", "Sets the time between rollups.", nullptr,
                             &rollup_interval, 60, 1, kSecondsPerDay, PGC_SIGHUP, GUC_UNIT_S, nullptr, nullptr,
                             nullptr);
+    DefineCustomStringVariable("pg_billing.sms_body",
+                               "Sets the body of a request to the gateway for text messages.",
+                               "JSON, or a form; {to}, {message} and {id} are filled in. Empty: a GET.",
+                               &sms_body, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY, nullptr, nullptr, nullptr);
+    DefineCustomStringVariable(
+        "pg_billing.sms_token_file", "Names the file that holds the token of the gateway for text messages.",
+        "Sent as a bearer token, or as user:password. The file is readable by the server's user alone.",
+        &sms_token_file, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY, nullptr, nullptr, nullptr);
+    DefineCustomStringVariable("pg_billing.sms_url", "Sets the URL of the gateway for text messages.",
+                               "{to}, {message} and {id} are filled in. Empty: none are sent.", &sms_url, "",
+                               PGC_SIGHUP, GUC_SUPERUSER_ONLY, nullptr, nullptr, nullptr);
+    DefineCustomStringVariable("pg_billing.smtp_password_file",
+                               "Names the file that holds the password of the mail server.",
+                               "The file is readable by the server's user alone.", &smtp_password_file, "",
+                               PGC_SIGHUP, GUC_SUPERUSER_ONLY, nullptr, nullptr, nullptr);
+    DefineCustomStringVariable("pg_billing.smtp_url", "Sets the URL of the mail server.",
+                               "smtp://host:587 (with STARTTLS), or smtps://host:465. Empty: no e-mails are "
+                               "sent.",
+                               &smtp_url, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY, nullptr, nullptr, nullptr);
+    DefineCustomStringVariable("pg_billing.smtp_user", "Sets the user of the mail server.",
+                               "Empty: without authentication.", &smtp_user, "", PGC_SIGHUP,
+                               GUC_SUPERUSER_ONLY, nullptr, nullptr, nullptr);
     DefineCustomStringVariable("pg_billing.stripe_api_base", "Sets the URL of Stripe's API.",
                                "Plain http is accepted for loopback addresses only.", &stripe_api_base,
                                "https://api.stripe.com", PGC_SIGHUP, GUC_SUPERUSER_ONLY, nullptr, nullptr,

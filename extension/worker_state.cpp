@@ -8,6 +8,7 @@
 //   - A hold needs no cleanup: it runs out by itself, whatever becomes of the command that asked for it.
 #include "extension/worker_state.hpp"
 
+#include <algorithm>
 #include <csignal>
 
 #include "extension/guard.hpp"
@@ -49,7 +50,7 @@ void perform_at_commit() {
     LWLockAcquire(worker_lock(), LW_EXCLUSIVE);
     if (at_commit.databases_changed)
         state->databases_changed++;
-    const bool wakes = at_commit.registers || at_commit.wake[kRollupJob] || at_commit.wake[kStripeJob];
+    const bool wakes = at_commit.registers || std::ranges::count(at_commit.wake, true) > 0;
     // With every slot taken there is nothing to raise; the launcher finds and reports that.
     if (DatabaseSlot *slot = wakes ? find_or_make_slot(state, MyDatabaseId) : nullptr) {
         for (int job = 0; job < kJobCount; job++) {
@@ -86,7 +87,7 @@ Job job_named(const std::string &name) {
         if (name == kJobNames[job])
             return static_cast<Job>(job);
     throw Failure(ERRCODE_INVALID_PARAMETER_VALUE, "unknown job \"" + name + "\"",
-                  "Jobs are rollup and stripe.");
+                  "Jobs are rollup, stripe and notify.");
 }
 
 void require_shared_state() {

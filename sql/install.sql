@@ -31,6 +31,8 @@ BEGIN
     PERFORM billing._install_quota_triggers();
     PERFORM billing._install_stripe();
     PERFORM billing._install_webhooks();
+    PERFORM billing._install_notifications();
+    PERFORM billing._install_events();
     PERFORM billing._install_api_keys();
     PERFORM billing._install_roles();
     PERFORM billing.maintain();

@@ -40,6 +40,7 @@ BEGIN
        FROM (SELECT today + n FROM generate_series(0, 3) n
              UNION SELECT (e.tick AT TIME ZONE 'UTC')::date FROM billing.usage_events_default e) days (day);
     PERFORM billing._drop_old_events();
+    PERFORM billing._forget_notifications();
     -- No event may be later than 35 days (pg_billing.late_limit).
     DELETE FROM billing.usage_gauge_changes g USING billing.rollup_state s
      WHERE g.occurred_at < s.tail - interval '36 days';

@@ -96,7 +96,7 @@ LANGUAGE sql STABLE AS $$
                END AS billing_period) t
       LEFT JOIN billing.usage_alerts a
              ON a.tenant_id = c.tenant_id AND a.metric = m.name AND a.period_start = lower(t.billing_period)
-            AND a.threshold = 100
+            AND a.kind = 'percent' AND a.threshold = 100
       CROSS JOIN LATERAL (
         SELECT CASE WHEN o.tenant_id IS NOT NULL THEN o.quota ELSE pm.allowance END AS quota,
                a.raised_at + CASE WHEN o.tenant_id IS NOT NULL THEN o.grace_period ELSE pm.grace_period END AS grace_until) l

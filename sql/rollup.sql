@@ -2,22 +2,6 @@
 -- any more, whole, in one transaction with the note that they are folded. So its cost follows new events, not history; a
 -- row that commits late keeps only its own tick waiting; a long transaction that writes no usage holds up nothing.
 
-CREATE FUNCTION billing._install_alerts() RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    CREATE TABLE IF NOT EXISTS billing.usage_alerts (
-        tenant_id    text COLLATE "C" NOT NULL REFERENCES billing.billing_customers,
-        metric       text NOT NULL REFERENCES billing.metrics,
-        period_start timestamptz NOT NULL,
-        threshold    int NOT NULL,          -- percent of the quota
-        used         numeric NOT NULL,
-        quota        numeric NOT NULL,
-        raised_at    timestamptz NOT NULL,
-        PRIMARY KEY (tenant_id, metric, period_start, threshold)
-    );
-    COMMENT ON TABLE billing.usage_alerts IS 'thresholds crossed: once per tenant, metric, billing period and threshold';
-END $$;
-
 -- Which events are meant: those of ticks from folded_before to `before`, and of the earlier ones in `unfolded`, without
 -- those in `busy`. `since` is the first of all these ticks, so that older partitions are not looked at.
 CREATE TYPE billing._batch AS (
@@ -35,11 +19,6 @@ $$;
 CREATE FUNCTION billing._closed_by(at timestamptz) RETURNS timestamptz
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT coalesce(max(d), '-infinity') FROM billing.rollup_state s, unnest(s.days) d WHERE d <= $1
-$$;
-
-CREATE FUNCTION billing._thresholds_reached(used numeric, quota numeric) RETURNS TABLE (threshold int)
-LANGUAGE sql IMMUTABLE AS $$
-    SELECT p.percent FROM (VALUES (80), (100), (120)) p (percent) WHERE $2 > 0 AND $1 * 100 >= $2 * p.percent
 $$;
 
 -- One pass over a batch: hours, periods and alerts of what adds up. Returns how many events and which metrics they were.
@@ -76,12 +55,12 @@ BEGIN
         RETURNING *
     ), alerts AS (
         -- A gauge's alerts are of the billing period: its own has no end.
-        INSERT INTO billing.usage_alerts (tenant_id, metric, period_start, threshold, used, quota, raised_at)
+        INSERT INTO billing.usage_alerts (tenant_id, metric, period_start, kind, threshold, used, quota, raised_at)
         SELECT u.tenant_id, u.metric, CASE WHEN isfinite(u.period_start) THEN u.period_start
                    ELSE (SELECT lower(q.billing_period)
                            FROM billing._quota_in_force(u.tenant_id, u.metric, billing.now()) q) END,
-               p.threshold, u.used, u.quota, billing.now()
-          FROM used u, billing._thresholds_reached(u.used, u.quota) p
+               r.kind, r.threshold, u.used, CASE r.kind WHEN 'percent' THEN u.quota END, billing.now()
+          FROM used u, billing._rules_reached(u.tenant_id, u.metric, u.used, u.quota) r
         ON CONFLICT DO NOTHING
     )
     SELECT coalesce(sum(h.events), 0), array_agg(DISTINCT h.metric) INTO folded, touched FROM hours h;
@@ -123,6 +102,7 @@ BEGIN
                        ELSE s.days || batch.before END;
     PERFORM billing._report_progress('rollup', 'advancing periods', folded, folded);
     PERFORM billing._advance_periods();
+    PERFORM billing._raise_forecasts(batch);
     PERFORM billing._note_rollup(folded, began);
     RETURN folded;
 END $$;

@@ -170,9 +170,10 @@ BEGIN
          WHERE u.tenant_id = t.tenant_id AND u.metric = t.metric AND u.period_start = t.period_start
         RETURNING u.*
     )
-    INSERT INTO billing.usage_alerts (tenant_id, metric, period_start, threshold, used, quota, raised_at)
-    SELECT t.tenant_id, t.metric, t.period_start, p.threshold, t.used, t.quota, billing.now()
-      FROM touched t, billing._thresholds_reached(t.used, t.quota) p
+    INSERT INTO billing.usage_alerts (tenant_id, metric, period_start, kind, threshold, used, quota, raised_at)
+    SELECT t.tenant_id, t.metric, t.period_start, r.kind, r.threshold, t.used, CASE r.kind WHEN 'percent' THEN t.quota END,
+           billing.now()
+      FROM touched t, billing._rules_reached(t.tenant_id, t.metric, t.used, t.quota) r
     ON CONFLICT DO NOTHING;
 END $$;
 

@@ -80,22 +80,30 @@ COMMENT ON FUNCTION billing.get_days_remaining(text) IS
 
 -- Of all tenants: how few rows its functions return the planner cannot know, and would compile for many.
 CREATE FUNCTION billing.get_active_alerts(tenant_id text DEFAULT NULL)
-RETURNS TABLE (tenant text, metric text, threshold int, used numeric, quota numeric, raised_at timestamptz)
+RETURNS TABLE (tenant text, metric text, threshold numeric, used numeric, quota numeric, raised_at timestamptz, kind text)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET jit = off AS $$
 BEGIN
     IF tenant_id IS NOT NULL THEN
         PERFORM billing._check_tenant(tenant_id);
     END IF;
     RETURN QUERY
-    SELECT a.tenant_id, a.metric, a.threshold, s.used, s.quota, a.raised_at
+    SELECT a.tenant_id, a.metric, a.threshold, s.used, CASE a.kind WHEN 'percent' THEN s.quota END, a.raised_at, a.kind
       FROM billing._standing(get_active_alerts.tenant_id, NULL) s
       JOIN billing.usage_alerts a
         ON a.tenant_id = s.tenant_id AND a.metric = s.metric AND a.period_start = lower(s.billing_period)
-     WHERE a.threshold IN (SELECT r.threshold FROM billing._thresholds_reached(s.used, s.quota) r)
-     ORDER BY a.tenant_id, a.metric, a.threshold;
+     WHERE CASE a.kind WHEN 'percent' THEN s.quota > 0 AND s.used * 100 >= s.quota * a.threshold
+                       WHEN 'usage' THEN s.used >= a.threshold
+                       ELSE false END
+    UNION ALL
+    SELECT a.tenant_id, nullif(a.metric, ''), a.threshold, a.used, a.quota, a.raised_at, a.kind
+      FROM billing.usage_alerts a
+     CROSS JOIN LATERAL billing._quota_in_force(a.tenant_id, NULL, billing.now()) q
+     WHERE a.kind NOT IN ('percent', 'usage') AND a.period_start = lower(q.billing_period)
+       AND (get_active_alerts.tenant_id IS NULL OR a.tenant_id = get_active_alerts.tenant_id)
+     ORDER BY 1, 2, 7, 3;
 END $$;
 COMMENT ON FUNCTION billing.get_active_alerts(text) IS
-    'returns the alerts of the current billing period whose threshold is still reached, of one tenant or of all. Raises UB010, UB040';
+    'returns the alerts of the current billing period, of one tenant or of all: of usage those whose threshold is still reached, with the usage of now; of costs (minor units; metric null: of all together) and projections those that were raised, with what they were then. Raises UB010, UB040';
 
 CREATE FUNCTION billing.get_top_tenants(metric text, max_tenants int DEFAULT 10)
 RETURNS TABLE (tenant_id text, used numeric, quota numeric, percentage numeric)

@@ -61,16 +61,22 @@ BEGIN
     ON CONFLICT DO NOTHING;
 END $$;
 
+-- Tells whether this database is a copy of the one that these tables are about.
+CREATE FUNCTION billing._is_copy() RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT (s.system_identifier, s.database_oid) <> (c.system_identifier, d.oid)
+      FROM billing.stripe_state s, pg_control_system() c, pg_database d
+     WHERE d.datname = current_database()
+$$;
+
 -- Returns null if this database may submit to Stripe, else why not.
 CREATE FUNCTION billing._stripe_ready() RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE
         WHEN current_setting('pg_billing.stripe_api_key_file') = '' THEN 'pg_billing.stripe_api_key_file is not set'
-        WHEN s.system_identifier <> c.system_identifier OR s.database_oid <> d.oid THEN
-            'this database is a copy of the one that bills: run billing.adopt() if it takes over'
+        WHEN billing._is_copy() THEN 'this database is a copy of the one that bills: run billing.adopt() if it takes over'
         ELSE s.paused_reason END
-      FROM billing.stripe_state s, pg_control_system() c, pg_database d
-     WHERE d.datname = current_database()
+      FROM billing.stripe_state s
 $$;
 
 -- A new installation, so that its new keys differ from what the original may still make; requests that were open in
@@ -81,6 +87,7 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
        SET installation = billing._new_installation(), system_identifier = c.system_identifier, database_oid = d.oid
       FROM pg_control_system() c, pg_database d
      WHERE d.datname = current_database();
+    SELECT billing._wake_worker('notify');
     SELECT billing._wake_worker('stripe')
 $$;
 COMMENT ON FUNCTION billing.adopt() IS

@@ -37,8 +37,8 @@ namespace {
 
 constexpr int kScanEveryMs = 60 * 1000;
 constexpr int kNoWorkerFreeMs = 10 * 1000;
-// The stripe job first runs after the rollup job has found out whether pg_billing is in the database at all.
-constexpr int kStripeHeadStartMs = 2 * 1000;
+// Other jobs first run after the rollup job has found out whether pg_billing is in the database at all.
+constexpr int kHeadStartMs = 2 * 1000;
 
 struct Database {
     Oid oid;
@@ -155,11 +155,11 @@ void Launcher::scan() {
         if (find_slot(state_, database.oid))
             continue;
         DatabaseSlot *slot = find_or_make_slot(state_, database.oid);
-        if (slot)
-            slot->jobs[kStripeJob].next_start =
-                TimestampTzPlusMilliseconds(GetCurrentTimestamp(), kStripeHeadStartMs);
-        else
+        if (!slot)
             full = true;
+        for (int job = 0; slot && job < kJobCount; job++)
+            if (job != kRollupJob)
+                slot->jobs[job].next_start = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), kHeadStartMs);
     }
     if (full && !warned_of_slots_)
         pg_call([] {
@@ -236,8 +236,8 @@ TimestampTz Launcher::look_after(int index, int job, TimestampTz now) {
             return DT_NOEND;
         if (slot.absent) {
             without_.insert(slot.database);
-            if (slot.jobs[kRollupJob].pid == 0 && slot.jobs[kStripeJob].pid == 0 &&
-                !handles_[index][kRollupJob] && !handles_[index][kStripeJob])
+            if (std::ranges::all_of(slot.jobs, [](const JobState &state) { return state.pid == 0; }) &&
+                std::ranges::all_of(handles_[index], [](const auto *handle) { return handle == nullptr; }))
                 slot.database = InvalidOid;
             return DT_NOEND;
         }

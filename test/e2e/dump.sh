@@ -24,7 +24,7 @@ SQL
 }
 # Waits for workers to be done: only then do two looks at the source see the same.
 cluster_reload main pg_billing.database_workers=off
-workers_idle() { [ -z "$(sql "SELECT pid FROM pg_stat_activity WHERE backend_type ~ '^pg_billing (rollup|stripe)'")" ]; }
+workers_idle() { [ -z "$(sql "SELECT pid FROM pg_stat_activity WHERE backend_type ~ '^pg_billing (rollup|stripe|notify)'")" ]; }
 wait_until workers_idle
 
 before=$(digests)

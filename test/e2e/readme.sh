@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The README's tour and the examples of quota triggers do what they say.
+# The README's tour and its examples of alerts and quota triggers do what they say.
 source "$(dirname "$0")/../lib/e2e.sh"
 
 # section FILE HEADING | examples: the SQL of it
@@ -14,6 +14,8 @@ ok 'the tour runs' cluster_psql -o "$RUN/answers" -f "$tour"
 is 'the tour answers what it says' "$(tr '\n' ' ' <"$RUN/answers")" \
     ' acme 1 t|within_quota|10000 recorded|8000|2000 duplicate|8000|2000 recorded|soft_cap_exceeded denied|upgrade_required  recorded|0 recorded|3 agent_executions|2|5|40.00 llm_tokens|11000|10000|110.00 '
 
+section README.md 'Alerts and notifications' | examples >"$RUN/alerts.sql"
+ok 'the examples of alerts and notifications run' cluster_psql -o "$RUN/answers" -f "$RUN/alerts.sql"
 section README.md 'Quota triggers' | examples >"$triggers"
 ok 'the example of a quota trigger runs' cluster_psql -f "$triggers"
 like 'a fourth member is one too many' "$(sql "INSERT INTO members VALUES (4, 'acme')" 2>&1)" 'quota exceeded: tenant "acme"'

@@ -9,7 +9,7 @@ build_extension() {
         source=$BUILD/source
         rm -rf "$source"
         mkdir -p "$source"
-        tar -C "$TOP" --exclude='*.[od]' -c Makefile pg_billing.control extension worker stripe sql | tar -C "$source" -x
+        tar -C "$TOP" --exclude='*.[od]' -c Makefile pg_billing.control extension worker stripe notify sql | tar -C "$source" -x
     fi
     make -C "$source" -j"$(nproc)" --no-print-directory PG_CONFIG="$PG_CONFIG" CXX='ccache g++' \
         SANITIZE="${SANITIZE:-}" all
