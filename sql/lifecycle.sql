@@ -215,3 +215,55 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION billing.end_trial(text, timestamptz) IS
     'ends a tenant''s trial, by default at once: then its first billing period begins with the current hour; an end that is to come, on a whole hour, may also be later than the present one. Raises UB010, UB036, UB038, UB039, UB040';
+
+CREATE FUNCTION billing.connect_stripe(tenant_id text, stripe_test_clock text DEFAULT NULL) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    customer billing.billing_customers;
+    was billing.subscriptions;
+    s billing.subscriptions;
+    period tstzrange;
+BEGIN
+    PERFORM billing._check_tenant(tenant_id);
+    SELECT * INTO customer FROM billing.billing_customers c WHERE c.tenant_id = connect_stripe.tenant_id FOR UPDATE;
+    IF customer.stripe THEN
+        RAISE EXCEPTION 'tenant "%" is billed through Stripe already', tenant_id
+            USING ERRCODE = 'UB045', HINT = 'Nothing has to be done.';
+    END IF;
+    BEGIN
+        was := jsonb_populate_record(NULL::billing.subscriptions, billing._lock_subscription(tenant_id));
+    EXCEPTION WHEN SQLSTATE 'UB036' THEN
+        NULL;       -- a tenant without a subscription, too, may become Stripe's customer
+    END;
+    IF was.paused_at IS NOT NULL OR was.cancel_at_period_end THEN
+        PERFORM billing._refuse_status(to_jsonb(was), 'handed to Stripe',
+                    CASE WHEN was.cancel_at_period_end THEN 'ends with its period' ELSE 'is paused' END,
+                    'Take that back with billing.resume_subscription() first.');
+    END IF;
+    UPDATE billing.billing_customers c SET stripe = true, stripe_test_clock = connect_stripe.stripe_test_clock
+     WHERE c.tenant_id = customer.tenant_id;
+    PERFORM billing._audit(c.tenant_id, 'connect_stripe', to_jsonb(customer) - '{name,email}'::text[], to_jsonb(c) - '{name,email}'::text[])
+       FROM billing.billing_customers c WHERE c.tenant_id = customer.tenant_id;
+    IF was.id IS NULL THEN
+        PERFORM billing._wake_worker('stripe');
+        RETURN;
+    END IF;
+    s := was;
+    s.status := 'pending';
+    s.timezone := 'UTC';
+    IF (was.trial_end > billing.now()) IS NOT TRUE THEN
+        PERFORM billing._close_stretch(to_jsonb(was), was.anchor);
+        s.anchor := date_trunc('hour', billing.now(), 'UTC');
+        period := billing._period_at(s.anchor, s.interval_months, s.timezone, billing.now());
+        s.current_period_start := lower(period);
+        s.current_period_end := upper(period);
+    END IF;
+    UPDATE billing.subscriptions x
+       SET status = s.status, timezone = s.timezone, anchor = s.anchor, current_period_start = s.current_period_start,
+           current_period_end = s.current_period_end
+     WHERE x.tenant_id = was.tenant_id AND x.id = was.id
+    RETURNING * INTO s;
+    PERFORM billing._subscription_changed('connect_stripe', to_jsonb(was), to_jsonb(s));
+END $$;
+COMMENT ON FUNCTION billing.connect_stripe(text, text) IS
+    'has a tenant that was billed without Stripe billed through it from the current hour on: its subscription begins a new period then, in UTC, and nothing of before is billed there; a running trial goes on. Raises UB010, UB038, UB040, UB045';

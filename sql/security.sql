@@ -62,6 +62,9 @@ BEGIN
             GRANT SELECT ON billing.tenant_roles TO billing_admin, billing_app, billing_tenant;
         ELSIF t.name = 'notification_secrets' THEN
             CREATE POLICY nobody ON billing.notification_secrets FOR SELECT USING (false);
+        ELSIF t.name = 'stripe_sessions' THEN
+            -- whoever has a URL acts for the tenant: nobody reads it here
+            CREATE POLICY service ON billing.stripe_sessions FOR SELECT TO billing_admin USING (false);
         ELSIF NOT t.readable THEN
             EXECUTE format('CREATE POLICY service ON billing.%I FOR SELECT TO billing_admin USING (true)', t.name);
             EXECUTE format('GRANT SELECT ON billing.%I TO billing_admin', t.name);
@@ -85,7 +88,7 @@ BEGIN
     FOR f IN
         SELECT p.oid::regprocedure AS signature,
                p.proname = ANY ('{now,check_quota,explain_decision,get_subscription,get_current_usage,get_usage_summary,is_over_quota,get_usage_percentage,installed_version,_check_bound,_check_tenant,_check_metric,_quota_in_force,_period_at,_period,_billing_period,_tail,_in_batch,_event_key,_contribution,_dimension,_gauge_peak,_gauge_over,_used,_used_otherwise,_window_at,_window_limits,_used_within,get_billable_usage,get_usage_breakdown,_billable,_usage_hours,_usage_per,get_usage_by_hour,get_usage_by_day,get_usage_history,get_projected_usage,_standing,get_quota,get_remaining_quota,get_effective_plan,get_current_period,get_days_remaining,get_active_alerts,_rate,_overage,get_overage,get_overage_cost,_invoice,get_upcoming_invoice,get_projected_cost,explain_invoice_line}') AS for_tenant,
-               p.proname = ANY ('{record_usage,try_consume,consume,reserve,settle,release,set_usage,void_usage,enforce_quota,record_usage_batch,create_customer,create_subscription,update_subscription,cancel_subscription,resume_subscription,pause_subscription,end_trial,begin_request,receive_webhook,create_alert,delete_alert,create_channel,update_channel,delete_channel,rotate_channel_secret,test_notification,retry_notifications}') AS for_app,
+               p.proname = ANY ('{record_usage,try_consume,consume,reserve,settle,release,set_usage,void_usage,enforce_quota,record_usage_batch,create_customer,create_subscription,update_subscription,cancel_subscription,resume_subscription,pause_subscription,end_trial,connect_stripe,create_checkout_session,create_portal_session,get_session_url,begin_request,receive_webhook,create_alert,delete_alert,create_channel,update_channel,delete_channel,rotate_channel_secret,test_notification,retry_notifications}') AS for_app,
                p.proname NOT LIKE '\_%' AND p.proname <> 'install'
                    OR p.proname = ANY ('{_stripe_dead_letter,_stripe_waiting,_stripe_unsubmitted,_stripe_due_hours,_stripe_hint,_stat_notifications}') AS for_admin,
                p.proname = ANY ('{_stat_outcomes,_stat_counters,_stat_rollups,_stat_reports,_stat_reset_at,_rollup_lag,_job_state}') AS for_monitor

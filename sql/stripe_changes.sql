@@ -158,7 +158,11 @@ BEGIN
             OR x.stripe_subscription_id IS NULL AND x.id::text = subscription #>> '{metadata,subscription_id}')
        FOR UPDATE;
     IF NOT FOUND THEN
-        RETURN;     -- a subscription of the same customer that was made elsewhere
+        -- one of the same customer that was made elsewhere, or in a Checkout session of ours
+        IF subscription #>> '{metadata,tenant_id}' = tenant AND subscription #> '{metadata,session_id}' IS NOT NULL THEN
+            PERFORM billing._join_subscription(tenant, subscription);
+        END IF;
+        RETURN;
     END IF;
     s := was;
     s.stripe_subscription_id := subscription ->> 'id';
@@ -226,7 +230,7 @@ DECLARE
     requests bigint;
 BEGIN
     requests := billing._stripe_plan_catalog() + billing._stripe_plan_tenants();
-    requests := requests + billing._stripe_plan_changes();
+    requests := requests + billing._stripe_plan_sessions() + billing._stripe_plan_changes();
     requests := requests + billing._stripe_plan_usage();
     RETURN requests + billing._stripe_plan_webhooks();
 END $$;

@@ -210,10 +210,10 @@ BEGIN
          WHERE e.processed_at IS NULL AND e.request_id IS NULL
          GROUP BY 1, 2, 3
     LOOP
-        IF w.tenant_id IS NULL OR w.object_type NOT IN ('subscription', 'invoice') THEN
+        IF w.tenant_id IS NULL OR w.object_type NOT IN ('subscription', 'invoice', 'checkout.session') THEN
             UPDATE billing.webhook_events e
                SET processed_at = clock_timestamp(),
-                   outcome = CASE WHEN w.object_type IN ('subscription', 'invoice') THEN 'unknown customer' ELSE 'ignored' END
+                   outcome = CASE WHEN w.object_type IN ('subscription', 'invoice', 'checkout.session') THEN 'unknown customer' ELSE 'ignored' END
              WHERE e.processed_at IS NULL AND e.object_type IS NOT DISTINCT FROM w.object_type
                AND e.object_id IS NOT DISTINCT FROM w.object_id;
         ELSIF NOT EXISTS (SELECT FROM billing.stripe_outbox o
@@ -222,7 +222,8 @@ BEGIN
                                   OR w.object_type = 'subscription'
                                      AND o.kind IN ('subscription_update', 'subscription_cancel'))) THEN
             fetch_id := billing._stripe_enqueue(w.tenant_id, w.object_type || '_fetch', w.object_id, 'GET',
-                              format('/v1/%ss/%s', w.object_type, w.object_id), '{}');
+                              format('/v1/%ss/%s', replace(w.object_type, '.', '/'), w.object_id),
+                              CASE w.object_type WHEN 'checkout.session' THEN '{"expand": ["subscription"]}'::jsonb ELSE '{}' END);
             UPDATE billing.webhook_events e SET request_id = fetch_id
              WHERE e.processed_at IS NULL AND e.request_id IS NULL
                AND e.object_type = w.object_type AND e.object_id = w.object_id;

@@ -115,7 +115,7 @@ BEGIN
            AND a.hour = (f.detail ->> 'hour')::timestamptz;
     WHEN f.kind IN ('customer_create', 'customer_find', 'subscription_create', 'subscription_find') THEN
         PERFORM billing._stripe_look_for(f.kind, f.tenant_id, f.subject, f.created_at);
-    WHEN f.kind IN ('subscription_fetch', 'invoice_fetch', 'invoice_lines') THEN
+    WHEN f.kind IN ('subscription_fetch', 'invoice_fetch', 'invoice_lines', 'checkout.session_fetch') THEN
         -- The events that led to it are open again: what they are about is fetched as it is today.
         UPDATE billing.webhook_events e SET processed_at = NULL, request_id = NULL, outcome = NULL
          WHERE e.object_type = split_part(f.kind, '_', 1) AND e.object_id = f.subject

@@ -126,6 +126,12 @@ BEGIN
          WHERE s.tenant_id = r.tenant_id AND s.id::text = r.subject;
     WHEN 'customer_find', 'subscription_find' THEN
         PERFORM billing._apply_found(request, response);
+    WHEN 'session_create' THEN
+        PERFORM billing._apply_session(r.tenant_id, r.subject, response, NULL);
+    WHEN 'checkout.session_fetch' THEN
+        IF jsonb_typeof(response -> 'subscription') = 'object' THEN
+            PERFORM billing._apply_subscription(r.tenant_id, response -> 'subscription', true);
+        END IF;
     WHEN 'invoice_fetch' THEN
         PERFORM billing._apply_invoice(r.tenant_id, response);
     WHEN 'invoice_lines' THEN
@@ -168,7 +174,10 @@ BEGIN
            not_before = CASE verdict WHEN 'retry' THEN clock_timestamp() + coalesce(retry_in, '0') ELSE o.not_before END,
            settled_at = CASE verdict WHEN 'retry' THEN NULL ELSE clock_timestamp() END,
            lease_until = NULL, sender = NULL, error = complaint,
-           http_status = _stripe_settle.http_status, response = _stripe_settle.response
+           http_status = _stripe_settle.http_status,
+           -- a session's secrets are kept nowhere but in stripe_sessions, until they are fetched
+           response = CASE WHEN o.kind IN ('session_create', 'checkout.session_fetch')
+                           THEN _stripe_settle.response - '{url,client_secret}'::text[] ELSE _stripe_settle.response END
      WHERE o.tenant_id = _stripe_settle.tenant_id AND o.id = _stripe_settle.id
        AND o.attempts = attempt AND o.state = 'sending'
     RETURNING * INTO request;
@@ -193,6 +202,9 @@ BEGIN
          WHERE a.tenant_id = request.tenant_id AND a.metric = request.subject
            AND a.period_start = (request.detail ->> 'period_start')::timestamptz
            AND a.hour = (request.detail ->> 'hour')::timestamptz;
+    END IF;
+    IF request.kind = 'session_create' AND verdict = 'failed' THEN
+        PERFORM billing._apply_session(request.tenant_id, request.subject, NULL, complaint);
     END IF;
     UPDATE billing.webhook_events e
        SET processed_at = clock_timestamp(), outcome = CASE verdict WHEN 'delivered' THEN 'applied' ELSE complaint END

@@ -24,8 +24,8 @@ sql 'CREATE EXTENSION pg_billing; SELECT billing.install()' >/dev/null
 sql "DELETE FROM billing.price_tiers WHERE metric NOT IN ('llm_tokens', 'agent_executions');
      DELETE FROM billing.plan_metrics WHERE metric NOT IN ('llm_tokens', 'agent_executions')"
 sql "SELECT billing.create_customer(t, t, t || '@example.com'), billing.create_subscription(t, 'standard', 'send_invoice', 30)
-       FROM unnest('{up,updown,ends,resumes,gone,gratis}'::text[]) t" >/dev/null
-ok 'six subscriptions are made' sql "SELECT billing.run_stripe_sync('90 s')"
+       FROM unnest('{up,updown,ends,resumes,gone,gratis,atonce,credited}'::text[]) t" >/dev/null
+ok 'eight subscriptions are made' sql "SELECT billing.run_stripe_sync('90 s')"
 sql "SELECT billing.record_usage(t, 'llm_tokens', 1002000, 'before') FROM unnest('{up,gone}'::text[]) t" >/dev/null
 
 # Hung first, so that a worker can be killed amid the wishes; then everything else that may go wrong.
@@ -38,6 +38,8 @@ sql "SELECT billing.update_subscription('up', 'enterprise');
      SELECT billing.update_subscription('updown', 'enterprise');
      SELECT billing.update_subscription('updown', 'free');
      SELECT billing.update_subscription('gratis', 'enterprise', 'none');
+     SELECT billing.update_subscription('atonce', 'enterprise', 'always_invoice');
+     SELECT billing.cancel_subscription('credited', false, prorate => true);
      SELECT billing.cancel_subscription('ends');
      SELECT billing.cancel_subscription('resumes');
      SELECT billing.cancel_subscription('gone', false)" >/dev/null
@@ -60,7 +62,7 @@ is 'nothing waits and nothing failed' "$(sql "SELECT count(*) FROM billing.strip
 is 'Stripe bills the plans that were wished for' "$(for t in up updown ends resumes gratis; do at_stripe $t "$PLAN"; done | xargs)" \
     'enterprise free standard standard enterprise'
 is 'and that is known here' "$(sql "SELECT string_agg(stripe_plan, ' ' ORDER BY array_position('{up,updown,ends,resumes,gratis}', tenant_id))
-    FROM billing.subscriptions WHERE plan = stripe_plan AND status = 'active'")" 'enterprise free standard standard enterprise'
+    FROM billing.subscriptions WHERE plan = stripe_plan AND status = 'active'")" 'enterprise free standard standard enterprise enterprise'
 is 'each item was turned over, none added' "$(at_stripe up '.items.data | length')" 3
 is 'one ends with its period, one does not' \
     "$(at_stripe ends .cancel_at_period_end) $(at_stripe resumes .cancel_at_period_end)" 'true false'
@@ -72,6 +74,12 @@ PRORATIONS='[.lines.data[] | select(.parent.subscription_item_details.proration)
 is 'an upgrade is prorated once: a credit and a charge' "$(preview up "$PRORATIONS")" '[-1,1]'
 is 'a downgrade, too' "$(preview updown "$PRORATIONS")" '[-1,1]'
 is 'and not at all if told so' "$(preview gratis "$PRORATIONS")" '[]'
+is 'it is billed at once if told so' \
+    "$(sandbox GET "/v1/invoices?subscription=$(stripe_id atonce)" |
+        jq -c '[.data[] | select(.billing_reason == "subscription_update") | .lines.data | map(.amount / 100 | round) | sort]')" '[[-99,0,0,499]]'
+is 'an end at once credits the rest of the fee if told so' \
+    "$(sandbox GET "/v1/invoices?subscription=$(stripe_id credited)" |
+        jq -c '[.data[] | select(.billing_reason == "subscription_cycle") | .lines.data | map(.amount / 100 | round) | sort]')" '[[-99,0,0]]'
 is 'what was used until the end is billed, once' \
     "$(sandbox GET "/v1/invoices?subscription=$(stripe_id gone)" | jq -c '[.data[] | select(.billing_reason == "subscription_cycle").total]')" '[2]'
 
@@ -89,9 +97,9 @@ sql "SELECT billing.create_subscription('gone', 'free', 'send_invoice', 30)" >/d
 sql "SELECT billing.run_stripe_sync('90 s')" >/dev/null
 is 'who has ended may come back' "$(sql "SELECT plan, status FROM billing.get_subscription('gone')")" 'free|active'
 is 'with a subscription of its own at Stripe' \
-    "$(sandbox GET '/v1/subscriptions?status=all&limit=100' | jq '.data | length')" 7
+    "$(sandbox GET '/v1/subscriptions?status=all&limit=100' | jq '.data | length')" 9
 is 'every change is in the audit log, once' \
     "$(sql "SELECT string_agg(action || ' ' || n, ', ' ORDER BY action)
               FROM (SELECT action, count(*) n FROM billing.audit_log GROUP BY 1) a")" \
-    'cancel_subscription 3, create_customer 6, create_subscription 7, resume_subscription 1, update_subscription 4'
+    'cancel_subscription 4, create_customer 8, create_subscription 9, resume_subscription 1, update_subscription 5'
 done_testing

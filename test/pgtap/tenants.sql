@@ -20,6 +20,7 @@ SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.record_usage(t, 'visitors',
 SELECT billing.run_rollup() \g /dev/null
 SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.record_usage(t, 'user_seats', 1, 'key-2') \g /dev/null
 INSERT INTO billing.subscription_stretches SELECT tenant_id, id, '2029-01-01', '2029-02-01', NULL, 'UTC' FROM billing.subscriptions;
+INSERT INTO billing.stripe_sessions (tenant_id, kind, params) SELECT tenant_id, 'portal', '{}' FROM billing.subscriptions;
 INSERT INTO billing.subscription_items SELECT tenant_id, id, 'api_calls', 'si_1', 'price_1' FROM billing.subscriptions;
 INSERT INTO billing.invoices (tenant_id, stripe_invoice_id, status, currency, subtotal, total, amount_due, amount_paid, amount_remaining, created_at)
 SELECT t, 'in_1', 'open', 'usd', 1, 1, 1, 0, 1, billing.now() FROM unnest(ARRAY['acme', 'bolt']) t;

@@ -274,6 +274,8 @@ http::Response Api::control(const http::Request &request) {
             faults_.add(description);
             return json_response(200, description);
         }
+        if (what == "POST /_sandbox/checkout")
+            return json_response(200, complete_checkout(json::parse(request.body, nullptr, false)));
         if (what == "DELETE /_sandbox/faults") {
             faults_.clear();
             return json_response(200, json::object());

@@ -8,6 +8,7 @@
 #include <boost/asio/awaitable.hpp>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <map>
 #include <set>
 #include <string>
@@ -26,6 +27,7 @@ class Api {
         : catalog_(catalog), store_(store), meters_(meters), faults_(seed) {}
 
     boost::asio::awaitable<http::Response> handle(http::Request request);
+    std::function<json(const json &)> complete_checkout;  // what the customer does in the browser
 
   private:
     struct Result {

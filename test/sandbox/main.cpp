@@ -14,6 +14,7 @@
 #include "test/sandbox/accounts.hpp"
 #include "test/sandbox/api.hpp"
 #include "test/sandbox/catalog.hpp"
+#include "test/sandbox/checkout.hpp"
 #include "test/sandbox/clocks.hpp"
 #include "test/sandbox/invoices.hpp"
 #include "test/sandbox/meters.hpp"
@@ -62,16 +63,19 @@ void run(const std::string &listen, const std::string &endpoints, std::uint64_t 
     sandbox::Meters meters(store);
     sandbox::Invoices invoices(store, meters);
     sandbox::Subscriptions subscriptions(store, invoices);
+    sandbox::Checkout checkout(store, subscriptions);
     sandbox::Clocks clocks(store, subscriptions, invoices);
     sandbox::model_accounts(catalog, store);
     sandbox::model_prices(catalog, store);
     meters.model(catalog, [&](const std::string &customer) { invoices.usage_changed(customer); });
     invoices.model(catalog);
     subscriptions.model(catalog);
+    checkout.model(catalog);
     clocks.model(catalog);
     webhooks.model(catalog);
 
     sandbox::Api api(catalog, store, meters, seed);
+    api.complete_checkout = [&](const sandbox::json &given) { return checkout.complete(given); };
     const http::Options options = listen_options(listen);
     http::Server server(context, options,
                         [&](http::Request request) { return api.handle(std::move(request)); });

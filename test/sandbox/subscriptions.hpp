@@ -29,10 +29,10 @@ class Subscriptions {
     static std::optional<std::int64_t> next_change(const json &subscription);
     // Carries out that change.
     void change(json &subscription);
+    json create(const Call &call);
 
   private:
     json first_spans(json &subscription, const Cycle &cycle, std::int64_t now, bool prorates);
-    json create(const Call &call);
     json update(const Call &call);
     json pause(const Call &call);
     json resume(const Call &call);
