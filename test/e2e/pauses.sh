@@ -29,9 +29,9 @@ clock_to "$(date -u -d '2030-01-31 08:20' +%s)"
 sql "DELETE FROM billing.price_tiers WHERE metric NOT IN ('llm_tokens', 'agent_executions');
      DELETE FROM billing.plan_metrics WHERE metric NOT IN ('llm_tokens', 'agent_executions')"
 sql "SELECT billing.create_customer(t, t, t || '@example.com', stripe_test_clock => '$STRIPE_CLOCK')
-       FROM unnest('{tried,early,paused,lapsed,waits,owes}'::text[]) t" >/dev/null
+       FROM unnest('{tried,early,paused,lapsed,waits,owes,climbs}'::text[]) t" >/dev/null
 faults
-sql "SELECT billing.create_subscription(t, 'standard', 'send_invoice', 30, trial_days => 14) FROM unnest('{tried,early}'::text[]) t;
+sql "SELECT billing.create_subscription(t, 'standard', 'send_invoice', 30, trial_days => 14) FROM unnest('{tried,early,climbs}'::text[]) t;
      SELECT billing.create_subscription('paused', 'standard', 'send_invoice', 30);
      SELECT billing.create_subscription('lapsed', 'standard', trial_days => 14, missing_payment_method => 'cancel');
      SELECT billing.create_subscription('waits', 'standard', trial_days => 14, missing_payment_method => 'pause');
@@ -40,7 +40,7 @@ sql "SELECT billing.record_usage(t, 'llm_tokens', 3000000, 'trial') FROM unnest(
      SELECT billing.record_usage('paused', 'llm_tokens', 1001000, 'before');
      SELECT billing.run_rollup()" >/dev/null
 ok 'trials are made while Stripe fails' wait_until -t 60 all_heard \
-    'tried trialing, early trialing, paused active, lapsed trialing, waits trialing, owes trialing'
+    'tried trialing, early trialing, climbs trialing, paused active, lapsed trialing, waits trialing, owes trialing'
 is 'in a trial the invoice is the next fee, here and there' "$(told tried) = $(previewed tried)" '1 9900 = 1 9900'
 is 'no usage of it is sent' "$(sandbox GET '/_sandbox/requests?path_prefix=/v1/billing/meter_events' |
     jq '[.[].params.payload.stripe_customer_id] | unique | length')" 1
@@ -50,12 +50,13 @@ clock_to "$(date -u -d '2030-02-03 10:35' +%s)"
 faults
 sql "SELECT billing.end_trial('early');
      SELECT billing.end_trial('tried', '2030-02-20 00:00+00');
+     SELECT billing.update_subscription('climbs', 'enterprise');
      SELECT billing.pause_subscription('paused')" >/dev/null
 sql "SELECT billing.record_usage('early', 'llm_tokens', 1002000, 'billed');
      SELECT billing.record_usage('paused', 'llm_tokens', 5000000, 'while paused');
      SELECT billing.run_rollup()" >/dev/null
 ok 'an early end and a pause are carried out while Stripe fails' wait_until -t 60 all_heard \
-    'tried trialing, early active, paused paused, lapsed trialing, waits trialing, owes trialing'
+    'tried trialing, early active, climbs trialing, paused paused, lapsed trialing, waits trialing, owes trialing'
 sync_until 'SELECT NOT EXISTS (SELECT FROM billing._stripe_due_hours()) AND
                    NOT EXISTS (SELECT FROM billing._stripe_changes())'
 is 'after its early end usage is billed, of the trial none' "$(told early) = $(previewed early)" '0 0, 1000000 0, 2000 2, 1 9900 = 0 0, 1000000 0, 2000 2, 1 9900'
@@ -66,8 +67,9 @@ is 'while it lasts nothing is coming' "$(sql "SELECT count(*) FROM billing.get_u
 # The trials end: each as it was told what to do without a payment method.
 clock_to "$(date -u -d '2030-02-20 12:10' +%s)"
 ok 'Stripe ends the trials, and its webhooks say how' wait_until -t 60 all_heard \
-    'tried active, early active, paused paused, lapsed canceled, waits paused, owes past_due'
+    'tried active, early active, climbs active, paused paused, lapsed canceled, waits paused, owes past_due'
 is 'the first invoice after a trial is the fee' "$(invoices tried '[.data[].total] | sort')" '[0,9900]'
+is 'a change of plan in a trial is not prorated' "$(invoices climbs '[.data[] | select(.total > 0) | .lines.data | map(.amount)]')" '[[49900]]'
 is 'past due is in force for a while, paused and canceled are not' \
     "$(sql "SELECT string_agg(reason, ' ' ORDER BY t) FROM unnest('{lapsed,owes,waits}'::text[]) t, billing.check_quota(t, 'llm_tokens')")" \
     'no_subscription within_quota subscription_inactive'
@@ -79,7 +81,7 @@ sql "SELECT billing.resume_subscription(t) FROM unnest('{paused,waits}'::text[])
      SELECT billing.run_rollup()" >/dev/null
 is 'a resumption is in force at once' "$(sql "SELECT status, used FROM billing.check_quota('paused', 'llm_tokens', 0)")" 'allowed|1003000'
 ok 'it is carried out while Stripe fails' wait_until -t 60 all_heard \
-    'tried active, early active, paused active, lapsed canceled, waits active, owes past_due'
+    'tried active, early active, climbs active, paused active, lapsed canceled, waits active, owes past_due'
 sync_until 'SELECT NOT EXISTS (SELECT FROM billing._stripe_due_hours())'
 is 'what is used from then on is billed, of the pause nothing' "$(told paused) = $(previewed paused)" '0 0, 1000000 0, 3000 3, 1 9900 = 0 0, 1000000 0, 3000 3, 1 9900'
 is 'each wish was one request with an effect' \
