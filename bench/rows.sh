@@ -1,6 +1,6 @@
 # What is measured: one function per row, run by name; sourced by run.sh. docs/benchmarks.md explains each of them.
 
-ROWS=(hot uniform skew check batch rollup crash memory)
+ROWS=(hot uniform skew check batch rollup crash memory stripe)
 
 ## One call at a time, 16 clients
 
@@ -164,6 +164,61 @@ megabytes() {
     as_server_user "$PG_BIN/postgres" -D "$RUN/memory/data" -c pg_billing.max_counters="$1" -C shared_memory_size \
         2>/dev/null
 }
+
+## Submission to a Stripe that answers in 200 ms and refuses what is above its limit: 100,200 totals of customers, meters
+## and hours are due, and how fast they go is measured in windows of 15 s
+
+row_stripe() {
+    build_step programs build_programs stripe_sandbox
+    submission 100  # Stripe's limit for an account
+    submission 1000 # Stripe's limit for meter events
+}
+submission() {
+    local rate=$1 lanes=$(($1 * 2 / 5)) round pid before ticks start
+    [ $lanes -le 256 ] || lanes=256
+    service_stop sandbox
+    sandbox_start --rate "$rate"
+    fresh_database "stripe_$rate"
+    step "making 334 subscriptions, and 100 hours of usage of each in 3 metrics"
+    # they began five days ago
+    cluster_reload main "${STRIPE_SETTINGS[@]}" pg_billing.stripe_rate="$rate" pg_billing.stripe_concurrency=$lanes \
+        pg_billing.submit_interval=86400 pg_billing.time_shift=-432000
+    wait_until in_the_past
+    sql "SELECT billing.create_customer('s' || n, 'S', 's@example.com', stripe => true),
+                billing.create_subscription('s' || n, 'standard', 'send_invoice', 30) FROM generate_series(1, 334) n" >/dev/null
+    sql "SELECT billing.run_stripe_sync('5 minutes')" >/dev/null
+    cluster_reload main pg_billing.time_shift=0
+    wait_until not in_the_past
+    sql "SELECT count(*) FROM (SELECT array_agg('s' || n) t, array_agg(m) m, array_agg(7::numeric) q, array_agg(NULL::text) k,
+                array_agg(date_trunc('hour', now()) - make_interval(hours => h)) a
+           FROM generate_series(1, 334) n, unnest('{llm_tokens,api_calls,agent_executions}'::text[]) m, generate_series(1, 100) h) e,
+         billing.record_usage_batch(e.t, e.m, e.q, e.k, e.a)" >/dev/null
+    sql 'SELECT billing.run_rollup()' >/dev/null
+    sql 'VACUUM ANALYZE'
+    sandbox POST /_sandbox/faults -d '{"fault": "slow", "delay_ms": 200, "times": -1}' >/dev/null
+    sql "SELECT billing._wake_worker('stripe')" >/dev/null
+    wait_until -t 60 submitting
+    pid=$(sql "SELECT pid FROM pg_stat_activity WHERE backend_type = 'pg_billing stripe' AND datname = current_database()")
+    for ((round = 1; round <= ROUNDS; round++)); do
+        before=$(submitted) ticks=$(processor_ticks "$pid") start=$EPOCHREALTIME
+        sleep 15
+        record "stripe_$rate/rate" '/s' $round \
+            "$(awk -v n=$(($(submitted) - before)) -v s="$start" -v e="$EPOCHREALTIME" 'BEGIN { printf "%.1f", n / (e - s) }')"
+        record "stripe_$rate/cpu" '% of a core' $round \
+            "$(awk -v n=$(($(processor_ticks "$pid") - ticks)) -v s="$start" -v e="$EPOCHREALTIME" 'BEGIN { printf "%.1f", n / (e - s) }')"
+        record "stripe_$rate/allowed" '/s' $round "$rate"
+    done
+    step "refused for the rate: $(sandbox GET /_sandbox/state | jq .refused_for_rate)"
+    same 'requests that failed and none' "SELECT count(*) FROM billing.stripe_outbox WHERE state = 'failed'" 'SELECT 0'
+    cluster_reload main pg_billing.stripe_api_key_file=
+    sql "SELECT pg_terminate_backend($pid)" >/dev/null
+    export PGDATABASE=postgres
+}
+in_the_past() { [ "$(sql "SELECT billing.now() < now() - interval '1 hour'")" = t ]; }
+submitted() { sql 'SELECT count(*) FROM billing.usage_aggregates WHERE submitted IS NOT NULL'; }
+submitting() { [ "$(submitted)" -gt 500 ]; }
+# user and system time of a process, in hundredths of a second
+processor_ticks() { sed 's/.*) //' "/proc/$1/stat" | awk '{ print $12 + $13 }'; }
 
 # same WHAT QUERY QUERY: both must answer the same, or what was measured is not what it is called.
 same() {

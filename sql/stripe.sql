@@ -40,7 +40,7 @@ BEGIN
     );
     CREATE UNIQUE INDEX IF NOT EXISTS stripe_outbox_open ON billing.stripe_outbox (tenant_id, kind, subject)
         WHERE state IN ('waiting', 'sending');
-    CREATE INDEX IF NOT EXISTS stripe_outbox_due ON billing.stripe_outbox (not_before)
+    CREATE INDEX IF NOT EXISTS stripe_outbox_due ON billing.stripe_outbox (attempts, id)
         WHERE state IN ('waiting', 'sending');
     CREATE INDEX IF NOT EXISTS stripe_outbox_undelivered ON billing.stripe_outbox (tenant_id, kind, subject)
         WHERE state <> 'delivered';
@@ -134,7 +134,7 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
        SET state = 'sending', attempts = o.attempts + 1, lease_until = clock_timestamp() + $2, sender = pg_backend_pid()
       FROM (SELECT d.tenant_id, d.id
               FROM billing.stripe_outbox d
-             WHERE d.not_before <= clock_timestamp()
+             WHERE d.not_before <= clock_timestamp() AND d.state IN ('waiting', 'sending')
                AND (d.state = 'waiting' OR d.state = 'sending' AND (d.sender <> pg_backend_pid()
                                                                     OR d.lease_until < clock_timestamp()))
              ORDER BY d.attempts, d.id LIMIT $1 FOR UPDATE SKIP LOCKED) due

@@ -164,10 +164,26 @@ Api::Result Api::execute_once(const http::Request &request, const json &params, 
     return result;
 }
 
+bool Api::within_rate() {
+    if (rate_ == 0)
+        return true;
+    const auto now = std::chrono::steady_clock::now();
+    tokens_ = std::min(rate_, tokens_ + rate_ * std::chrono::duration<double>(now - filled_).count());
+    filled_ = now;
+    if (tokens_ < 1) {
+        ++too_many_;
+        return false;
+    }
+    tokens_ -= 1;
+    return true;
+}
+
 asio::awaitable<Api::Result> Api::serve(const http::Request &request, json &entry) {
     const json params = decode_params(request);
     entry["params"] = params;
     authenticate(request);
+    if (!within_rate())
+        throw rate_limit("Request rate limit exceeded.", "global-rate");
     const Keyed keyed{
         request.method == "POST" ? std::string(request.field("idempotency-key").value_or("")) : "",
         request.method + " " + request.path + "\n" + params.dump(), entry["request_id"]};
@@ -252,7 +268,8 @@ json Api::state() {
     return {{"counts", store_.counts()},
             {"meters", meters_.state()},
             {"overlapping_meter_calls", overlaps_},
-            {"requests", log_.size()}};
+            {"requests", log_.size()},
+            {"refused_for_rate", too_many_}};
 }
 
 json Api::requests_under(const std::string &query) const {

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <boost/asio/awaitable.hpp>
+#include <chrono>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -23,8 +24,9 @@ namespace pg_billing::sandbox {
 
 class Api {
   public:
-    Api(Catalog &catalog, Store &store, Meters &meters, std::uint64_t seed)
-        : catalog_(catalog), store_(store), meters_(meters), faults_(seed) {}
+    // rate: how many requests a second are answered, as many of them at once; more are refused with 429. 0: any number.
+    Api(Catalog &catalog, Store &store, Meters &meters, std::uint64_t seed, double rate)
+        : catalog_(catalog), store_(store), meters_(meters), faults_(seed), rate_(rate), tokens_(rate) {}
 
     boost::asio::awaitable<http::Response> handle(http::Request request);
     std::function<json(const json &)> complete_checkout;  // what the customer does in the browser
@@ -53,6 +55,7 @@ class Api {
     Result execute(const http::Request &request, const json &params);
     Result execute_once(const http::Request &request, const json &params, const Keyed &keyed);
     const Remembered *recall(const Keyed &keyed);
+    bool within_rate();
     http::Response control(const http::Request &request);
     json state();
     json requests_under(const std::string &query) const;
@@ -61,6 +64,10 @@ class Api {
     Store &store_;
     Meters &meters_;
     Faults faults_;
+    const double rate_;
+    double tokens_;  // of a bucket that holds a second's worth
+    std::chrono::steady_clock::time_point filled_ = std::chrono::steady_clock::now();
+    std::int64_t too_many_ = 0;  // requests refused for the rate
     std::map<std::string, Remembered> remembered_;
     std::set<std::string> under_way_;  // idempotency keys, and customer and meter, of the calls being served
     std::int64_t overlaps_ = 0;  // calls refused because one for the same customer and meter was under way

@@ -54,7 +54,7 @@ asio::awaitable<void> tick(asio::io_context &context, sandbox::Clocks &clocks) {
     }
 }
 
-void run(const std::string &listen, const std::string &endpoints, std::uint64_t seed) {
+void run(const std::string &listen, const std::string &endpoints, std::uint64_t seed, double rate) {
     asio::io_context context(1);
     sandbox::Store store(seed);
     sandbox::Catalog catalog(endpoints);
@@ -74,7 +74,7 @@ void run(const std::string &listen, const std::string &endpoints, std::uint64_t 
     clocks.model(catalog);
     webhooks.model(catalog);
 
-    sandbox::Api api(catalog, store, meters, seed);
+    sandbox::Api api(catalog, store, meters, seed, rate);
     api.complete_checkout = [&](const sandbox::json &given) { return checkout.complete(given); };
     const http::Options options = listen_options(listen);
     http::Server server(context, options,
@@ -93,13 +93,16 @@ int main(int argc, char **argv) {
     CLI::App app("A stateful sandbox Stripe for tests and demos");
     std::string listen = "127.0.0.1:12111", endpoints = STRIPE_ENDPOINTS_FILE;
     std::uint64_t seed = 1;
+    double rate = 0;
     app.add_option("--listen", listen, "ADDRESS:PORT; port 0 takes any free one")->capture_default_str();
     app.add_option("--endpoints", endpoints, "Stripe's endpoints and parameters (JSON)")
         ->capture_default_str();
     app.add_option("--seed", seed, "of ids and of faults with a probability")->capture_default_str();
+    app.add_option("--rate", rate, "requests a second; more are refused with 429. 0: any number")
+        ->check(CLI::NonNegativeNumber);
     CLI11_PARSE(app, argc, argv);
     try {
-        run(listen, endpoints, seed);
+        run(listen, endpoints, seed, rate);
     } catch (const std::exception &error) {
         std::fprintf(stderr, "stripe_sandbox: %s\n", error.what());
         return 1;
