@@ -217,6 +217,9 @@ BEGIN
     IF decisive IS NOT NULL THEN
         PERFORM billing._roll_up_decisive(batch, decisive);
     END IF;
+    IF gauges IS NOT NULL OR decisive IS NOT NULL THEN
+        PERFORM billing._roll_up_late(batch, gauges || decisive);
+    END IF;
     IF uniques IS NOT NULL THEN
         PERFORM billing._roll_up_uniques(batch, uniques);
     END IF;

@@ -82,7 +82,8 @@ BEGIN
                               AND (o.kind LIKE 'subscription\_%' OR o.kind = 'meter_event' AND c.changed_at IS NOT NULL))
            AND (c.changed_at IS NULL
                 OR c.changed_at < r.tail
-                   AND NOT EXISTS (SELECT FROM billing._stripe_due_hours() h WHERE h.tenant_id = c.tenant_id))
+                   AND NOT EXISTS (SELECT FROM billing._stripe_due_hours() h WHERE h.tenant_id = c.tenant_id)
+                   AND NOT EXISTS (SELECT FROM billing._stripe_closing_figures() f WHERE f.tenant_id = c.tenant_id))
     )
     SELECT count(*) INTO requests FROM requests;
     RETURN requests;
@@ -105,15 +106,20 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
            CASE WHEN $1 ->> 'stripe_plan' IS NOT NULL THEN billing.now() END,
            CASE WHEN $1 ->> 'stripe_plan' IS NOT NULL THEN coalesce(a.quantity, 0) ELSE 0 END
       FROM given g
+      JOIN billing.metrics m ON m.name = g.metric
       LEFT JOIN billing.usage_aggregates a
-             ON a.tenant_id = $1 ->> 'tenant_id' AND a.metric = g.metric
+             ON a.tenant_id = $1 ->> 'tenant_id' AND a.metric = g.metric AND billing._adds_up(m.kind, m.aggregation)
             AND a.period_start = ($1 ->> 'current_period_start')::timestamptz
             AND a.hour = date_trunc('hour', billing.now(), 'UTC')
     ON CONFLICT ON CONSTRAINT subscription_items_pkey
     DO UPDATE SET stripe_item_id = excluded.stripe_item_id, stripe_price_id = excluded.stripe_price_id,
         since = CASE WHEN i.stripe_price_id = excluded.stripe_price_id THEN i.since ELSE excluded.since END,
         counted = CASE WHEN i.stripe_price_id = excluded.stripe_price_id THEN i.counted
-                       ELSE coalesce((SELECT a.submitted FROM billing.usage_aggregates a
+                       ELSE coalesce((SELECT f.submitted FROM billing.usage_figures f
+                                       WHERE f.tenant_id = i.tenant_id AND f.subscription_id = i.subscription_id
+                                         AND f.metric = i.metric
+                                         AND f.period_start = ($1 ->> 'current_period_start')::timestamptz),
+                                     (SELECT a.submitted FROM billing.usage_aggregates a
                                        WHERE a.tenant_id = i.tenant_id AND a.metric = i.metric
                                          AND a.period_start = ($1 ->> 'current_period_start')::timestamptz
                                          AND a.hour = date_trunc('hour', billing.now(), 'UTC')), 0) END
@@ -223,14 +229,15 @@ BEGIN
     PERFORM billing._refresh_quotas(tenant);
 END $$;
 
--- Makes requests of everything that is due; returns how many. Changes before usage: they hold it back.
-CREATE FUNCTION billing._stripe_plan() RETURNS int
+-- Makes requests of what is due, of usage about as many as are to wait at once; returns how many, and how often it looked
+-- without finding one. Changes before usage: they hold it back.
+CREATE FUNCTION billing._stripe_plan(stock int DEFAULT 1000) RETURNS int
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     requests bigint;
 BEGIN
     requests := billing._stripe_plan_catalog() + billing._stripe_plan_tenants();
     requests := requests + billing._stripe_plan_sessions() + billing._stripe_plan_changes();
-    requests := requests + billing._stripe_plan_usage();
+    requests := requests + billing._stripe_plan_usage(stock) + billing._stripe_plan_figures(stock);
     RETURN requests + billing._stripe_plan_webhooks();
 END $$;

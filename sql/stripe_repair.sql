@@ -109,10 +109,7 @@ BEGIN
     UPDATE billing.stripe_outbox o SET retried_at = clock_timestamp() WHERE o.tenant_id = f.tenant_id AND o.id = f.id;
     CASE
     WHEN f.kind = 'meter_event' THEN
-        UPDATE billing.usage_aggregates a SET blocked = false
-         WHERE a.tenant_id = f.tenant_id AND a.metric = f.subject
-           AND a.period_start = (f.detail ->> 'period_start')::timestamptz
-           AND a.hour = (f.detail ->> 'hour')::timestamptz;
+        PERFORM billing._stripe_usage_put_back(request);
     WHEN f.kind IN ('customer_create', 'customer_find', 'subscription_create', 'subscription_find') THEN
         PERFORM billing._stripe_look_for(f.kind, f.tenant_id, f.subject, f.created_at);
     WHEN f.kind IN ('subscription_fetch', 'invoice_fetch', 'invoice_lines', 'checkout.session_fetch') THEN

@@ -77,8 +77,8 @@ BEGIN
         -- A meter of that name with other rules would count differently: creating ours then fails, and says why.
         SELECT d ->> 'id' INTO found_id FROM jsonb_array_elements(response -> 'data') d, billing.metrics m
          WHERE m.name = r.subject AND d ->> 'event_name' = event
-           AND d #>> '{default_aggregation,formula}' = CASE m.kind WHEN 'counter' THEN 'sum' ELSE 'last' END
-           AND d ->> 'event_time_window' IS NOT DISTINCT FROM CASE m.kind WHEN 'counter' THEN 'hour' END;
+           AND d #>> '{default_aggregation,formula}' = CASE WHEN billing._adds_up(m.kind, m.aggregation) THEN 'sum' ELSE 'last' END
+           AND d ->> 'event_time_window' = 'hour';
         IF found_id IS NULL AND (response ->> 'has_more')::boolean THEN
             PERFORM billing._stripe_enqueue('', 'meter_find', r.subject, 'GET', r.path,
                         r.params || jsonb_build_object('starting_after', response #>> '{data,-1,id}'), r.detail);
@@ -86,8 +86,8 @@ BEGIN
             PERFORM billing._stripe_enqueue('', 'meter_create', m.name, 'POST', '/v1/billing/meters',
                         jsonb_strip_nulls(jsonb_build_object('display_name', m.display_name, 'event_name', event,
                             'default_aggregation', jsonb_build_object('formula',
-                                CASE m.kind WHEN 'counter' THEN 'sum' ELSE 'last' END),
-                            'event_time_window', CASE m.kind WHEN 'counter' THEN 'hour' END)))
+                                CASE WHEN billing._adds_up(m.kind, m.aggregation) THEN 'sum' ELSE 'last' END),
+                            'event_time_window', 'hour')))
                FROM billing.metrics m WHERE m.name = r.subject;
         END IF;
     ELSIF r.kind = 'price_find' THEN
@@ -195,13 +195,7 @@ BEGIN
         END;
     END IF;
     IF request.kind = 'meter_event' THEN
-        -- the quantity that was sent, not what the hour has come to meanwhile
-        UPDATE billing.usage_aggregates a
-           SET submitted = CASE verdict WHEN 'delivered' THEN (request.detail ->> 'quantity')::numeric ELSE a.submitted END,
-               blocked = verdict = 'failed'
-         WHERE a.tenant_id = request.tenant_id AND a.metric = request.subject
-           AND a.period_start = (request.detail ->> 'period_start')::timestamptz
-           AND a.hour = (request.detail ->> 'hour')::timestamptz;
+        PERFORM billing._stripe_usage_settled(to_jsonb(request));
     END IF;
     IF request.kind = 'session_create' AND verdict = 'failed' THEN
         PERFORM billing._apply_session(request.tenant_id, request.subject, NULL, complaint);

@@ -79,7 +79,8 @@ BEGIN
         stripe_item_id  text NOT NULL,
         stripe_price_id text NOT NULL,
         since           timestamptz,                    -- when Stripe took this price; null: with the subscription
-        counted         numeric NOT NULL DEFAULT 0,     -- of that hour, what it had counted before
+        counted         numeric NOT NULL DEFAULT 0,     -- of that hour, or that period's figure, what it had counted before
+        figures         tstzrange NOT NULL DEFAULT 'empty',     -- of a metric in usage_figures: its last period there
         PRIMARY KEY (tenant_id, subscription_id, metric),
         FOREIGN KEY (tenant_id, subscription_id) REFERENCES billing.subscriptions
     );

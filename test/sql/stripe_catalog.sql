@@ -40,7 +40,7 @@ CALL settle('', 'meter_find', 'llm_tokens', 'delivered', '{"has_more": false, "d
     {"id": "mtr_3", "event_name": "api_calls", "default_aggregation": {"formula": "sum"}, "event_time_window": "hour"},
     {"id": "mtr_4", "event_name": "llm_tokens", "default_aggregation": {"formula": "sum"}, "event_time_window": "hour"}]}');
 CALL settle('', 'meter_find', 'user_seats', 'delivered', '{"has_more": false, "data": [
-    {"id": "mtr_5", "event_name": "user_seats", "default_aggregation": {"formula": "last"}}]}');
+    {"id": "mtr_5", "event_name": "user_seats", "default_aggregation": {"formula": "last"}, "event_time_window": "hour"}]}');
 CALL settle('', 'meter_find', 'api_calls', 'delivered', '{"has_more": false, "data": []}');
 CALL settle('', 'meter_find', 'storage_gb', 'delivered', '{"has_more": false, "data": []}');
 SELECT name, stripe_meter_id FROM billing.metrics ORDER BY name;

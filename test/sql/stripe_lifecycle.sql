@@ -21,6 +21,8 @@ CREATE PROCEDURE refetch(changes jsonb DEFAULT '{}') LANGUAGE sql AS $$
     SELECT billing._apply_subscription(s.tenant_id, answer(s.tenant_id, 'subscription_update', s.id::text, '{}') || changes, true)
       FROM billing.subscriptions s WHERE s.status <> 'canceled'
 $$;
+DELETE FROM billing.price_tiers WHERE metric IN ('storage_gb', 'user_seats');     -- of gauges tells stripe_figures.sql
+DELETE FROM billing.plan_metrics WHERE metric IN ('storage_gb', 'user_seats');
 SELECT FROM billing.create_customer('acme', 'Acme', 'a@a.example', stripe => true) \g /dev/null
 
 -- a trial is made with its end; nothing of it is submitted

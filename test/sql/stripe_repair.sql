@@ -94,6 +94,7 @@ CALL stripe();
 SELECT tenant_id, status, replace(stripe_subscription_id, id::text, 'ID') AS at_stripe FROM billing.subscriptions ORDER BY 1;
 SELECT tenant_id, count(*) FROM billing.stripe_outbox WHERE kind = 'subscription_create' GROUP BY 1 ORDER BY 1;
 
+UPDATE billing.usage_figures SET due_at = 'infinity';   -- of gauges tells stripe_figures.sql
 -- usage: the hour goes on with what it is by then, and to whom the customer is by then
 SELECT FROM billing.record_usage('bolt', 'llm_tokens', 1000) \g /dev/null
 SELECT FROM billing.record_usage('bolt', 'api_calls', 7) \g /dev/null
@@ -105,20 +106,21 @@ SELECT * FROM billing.stripe_unsubmitted ORDER BY 1, 2;
 SELECT billing._stripe_plan();
 SELECT FROM billing._stripe_claim(100, '0') \g /dev/null
 SELECT tenant_id, kind, subject, request, state, attempts, next_attempt_at FROM billing.stripe_waiting ORDER BY 3;
+UPDATE billing.billing_customers SET stripe_customer_id = 'cus_mended' WHERE tenant_id = 'bolt';
 CALL refuse('bolt', 'meter_event', 'llm_tokens', 400, 'resource_missing', 'No such customer.');
 CALL settle('bolt', 'meter_event', 'api_calls', 'retry', '{"error": {"message": "Too many requests."}}', 429, '1 hour');
 SELECT subject, state, attempts, next_attempt_at - clock_timestamp() > '50 minutes' AS later, last_error FROM billing.stripe_waiting;
 SELECT * FROM billing.stripe_unsubmitted ORDER BY 1, 2;
 SELECT FROM billing.record_usage('bolt', 'llm_tokens', 5, NULL, '2030-01-31 12:45+00') \g /dev/null
 SELECT billing.run_rollup();
-UPDATE billing.billing_customers SET stripe_customer_id = 'cus_mended' WHERE tenant_id = 'bolt';
 SELECT billing.retry_failed('meter_event');
 UPDATE billing.stripe_outbox SET not_before = clock_timestamp() WHERE state = 'waiting';
 SELECT billing._stripe_plan();
 SELECT subject, params -> 'payload' AS payload FROM requests ORDER BY 1;
 CALL stripe();
 SELECT metric, hour, quantity, submitted, blocked FROM billing.usage_aggregates ORDER BY 1, 2;
-SELECT state, retried_at IS NOT NULL AS retried, detail -> 'quantity' AS quantity FROM billing.stripe_outbox
+SELECT state, retried_at IS NOT NULL AS retried, detail -> 'quantity' AS quantity, params #>> '{payload,stripe_customer_id}' AS customer
+  FROM billing.stripe_outbox
  WHERE kind = 'meter_event' AND subject = 'llm_tokens' ORDER BY id;
 
 -- what a webhook led to is fetched as it is now; lines of an invoice with the whole of it

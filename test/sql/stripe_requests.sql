@@ -28,6 +28,9 @@ SELECT count(*) FROM billing._stripe_claim(100, '1 minute');
 SELECT id AS acme FROM billing.subscriptions WHERE tenant_id = 'acme' \gset
 SELECT answer('acme', 'subscription_create', :'acme', params) AS answer FROM requests WHERE tenant_id = 'acme' \gset
 CALL settle('acme', 'subscription_create', :'acme', 'delivered', :'answer');
+-- of gauges tells stripe_figures.sql
+UPDATE billing.subscription_items i SET figures = tstzrange(s.current_period_start, s.current_period_end)
+  FROM billing.subscriptions s WHERE s.id = i.subscription_id;
 SELECT tenant_id, status, stripe_subscription_id = concat('sub_', id) AS of_stripe, current_period_start, current_period_end
   FROM billing.subscriptions ORDER BY 1;
 SELECT tenant_id, metric, stripe_item_id, stripe_price_id FROM billing.subscription_items ORDER BY 2;
@@ -43,7 +46,7 @@ SELECT billing._stripe_plan();
 SELECT FROM billing.record_usage('acme', 'llm_tokens', 1000) \g /dev/null
 SELECT FROM billing.record_usage('acme', 'llm_tokens', 500) \g /dev/null
 SELECT FROM billing.record_usage('acme', 'api_calls', 7) \g /dev/null
-SELECT FROM billing.record_usage('acme', 'storage_gb', 7) \g /dev/null
+SELECT FROM billing.record_usage('acme', 'storage_gb', 7, NULL, '2030-01-31 12:00+00') \g /dev/null
 SELECT FROM billing.record_usage('acme', 'llm_tokens', 9999, NULL, '2030-01-31 11:00+00') \g /dev/null
 SELECT FROM billing.record_usage('bolt', 'api_calls', 7) \g /dev/null
 SELECT FROM billing.record_usage('cash', 'api_calls', 7) \g /dev/null

@@ -1,0 +1,155 @@
+-- Usage on its way to Stripe. What adds up over hours is sent by the hour, here; what does not is a figure of the whole
+-- billing period (export_figures.sql). Both become requests of the kind meter_event, for a meter that keeps the event it
+-- received last per customer and hour: a resend overwrites instead of adding (docs.stripe.com, billing meters,
+-- event_time_window). So there is never more than one of them open for a customer and a meter.
+--
+-- What is due is looked up, not listed: of a tenant and metric the oldest hour, and once Stripe has it the next one, so
+-- that planning costs as much as is sent, whatever else is waiting.
+
+-- Whether a metric's billing period is the sum of its hours.
+CREATE FUNCTION billing._adds_up(kind text, aggregation text) RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$ SELECT $1 = 'counter' AND $2 IN ('sum', 'count', 'unique_count') $$;
+
+-- Whether Stripe still counts usage of a subscription: until the invoice that ends it is finalized, an hour after its end.
+CREATE FUNCTION billing._stripe_counts(stripe_status text, ended_at timestamptz) RETURNS boolean
+LANGUAGE sql STABLE AS $$
+    SELECT CASE $1 WHEN 'canceled' THEN $2 > billing.now() - interval '1 hour'
+                   ELSE $1 NOT IN ('incomplete_expired', 'paused') END
+$$;
+
+-- Any one moment of an hour will do for what is said of it, but never a boundary, nor one in the future; of the hour amid
+-- which Stripe's period begins, one after that, so that it is in Stripe's period as it is in ours; after a change of price
+-- one well after that, as clocks differ.
+CREATE FUNCTION billing._stripe_moment(hour timestamptz, period_start timestamptz, stripe_offset interval, since timestamptz)
+RETURNS timestamptz
+LANGUAGE sql STABLE AS $$
+    SELECT CASE WHEN $4 > $1 THEN least($4 + interval '1 minute', $1 + interval '59 minutes 59 seconds')
+                WHEN $1 = $2 THEN $1 + $3 + interval '1 second'
+                ELSE $1 + interval '1 second' END
+$$;
+
+-- The hours whose total Stripe has not confirmed.
+CREATE FUNCTION billing._stripe_due_hours()
+RETURNS TABLE (tenant_id text, metric text, period_start timestamptz, hour timestamptz, quantity numeric,
+               value numeric, at timestamptz, stripe_customer_id text, stripe_event_name text)
+LANGUAGE sql STABLE AS $$
+    SELECT a.tenant_id, a.metric, a.period_start, a.hour, a.quantity,
+           CASE WHEN i.since > a.hour THEN a.quantity - i.counted ELSE a.quantity END,
+           billing._stripe_moment(a.hour, a.period_start, s.stripe_offset, i.since), c.stripe_customer_id, m.stripe_event_name
+      FROM billing.usage_aggregates a
+      JOIN billing.metrics m ON m.name = a.metric AND billing._adds_up(m.kind, m.aggregation)
+      JOIN billing.billing_customers c ON c.tenant_id = a.tenant_id
+      JOIN billing.subscriptions s ON s.tenant_id = a.tenant_id AND s.anchor <= a.period_start
+           AND billing._stripe_counts(s.stripe_status, s.ended_at)
+           -- usage of a pause, whose period does not begin on the hour, is not billed
+           AND a.period_start = date_trunc('hour', a.period_start, 'UTC')
+           -- one that has ended here: the usage of its own periods
+           AND (s.ended_at IS NULL
+                OR a.hour < s.ended_at
+                   AND a.period_start = lower(billing._period_at(s.anchor, s.interval_months, s.timezone, a.hour)))
+      JOIN billing.subscription_items i ON i.tenant_id = s.tenant_id AND i.subscription_id = s.id AND i.metric = a.metric
+           -- what is older than a price, Stripe has billed or never will
+           AND (i.since IS NULL OR a.hour >= date_trunc('hour', i.since, 'UTC'))
+     WHERE a.submitted IS DISTINCT FROM a.quantity AND NOT a.blocked
+$$;
+
+-- Whether usage of a tenant and metric may be sent: nothing of it is under way, nor a change of what it is billed at.
+CREATE FUNCTION billing._stripe_usage_free(tenant_id text, metric text) RETURNS boolean
+LANGUAGE sql STABLE AS $$
+    SELECT NOT EXISTS (SELECT FROM billing.stripe_outbox o
+                        WHERE o.tenant_id = $1 AND o.state IN ('waiting', 'sending')
+                          AND (o.kind = 'meter_event' AND o.subject = $2
+                               OR o.kind IN ('subscription_update', 'subscription_cancel')))
+$$;
+
+CREATE FUNCTION billing._stripe_enqueue_usage(tenant_id text, metric text, event_name text, customer text, value numeric,
+                                              at timestamptz, detail jsonb) RETURNS bigint
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    SELECT billing._stripe_enqueue($1, 'meter_event', $2, 'POST', '/v1/billing/meter_events',
+               jsonb_build_object('event_name', $3, 'timestamp', floor(extract(epoch FROM $6))::bigint,
+                   'payload', jsonb_build_object('stripe_customer_id', $4, 'value', trim_scale($5)::text)), $7)
+$$;
+
+-- Plans the oldest hour of a tenant and metric that is due; returns whether there was one to plan.
+CREATE FUNCTION billing._stripe_plan_hour(tenant text, what text) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    d record;
+BEGIN
+    IF NOT billing._stripe_usage_free(tenant, what) THEN
+        RETURN false;
+    END IF;
+    SELECT h.* INTO d FROM billing._stripe_due_hours() h
+     WHERE h.tenant_id = tenant AND h.metric = what AND h.at <= billing.now() + interval '1 minute'
+     ORDER BY h.hour LIMIT 1;
+    IF FOUND THEN
+        PERFORM billing._stripe_enqueue_usage(tenant, what, d.stripe_event_name, d.stripe_customer_id, d.value, d.at,
+            jsonb_build_object('period_start', d.period_start, 'hour', d.hour, 'quantity', d.quantity));
+    END IF;
+    RETURN FOUND;
+END $$;
+
+-- Plans for tenants and metrics with hours that are due, as many as may be waiting at once.
+CREATE FUNCTION billing._stripe_plan_usage(stock int) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off AS $$
+DECLARE
+    pair record;
+    planned bigint := 0;
+BEGIN
+    FOR pair IN
+        SELECT DISTINCT i.tenant_id, i.metric FROM billing.subscription_items i
+          JOIN billing.metrics m ON m.name = i.metric AND billing._adds_up(m.kind, m.aggregation)
+         WHERE EXISTS (SELECT FROM billing.usage_aggregates a WHERE a.tenant_id = i.tenant_id AND a.metric = i.metric
+                          AND a.submitted IS DISTINCT FROM a.quantity AND NOT a.blocked)
+    LOOP
+        EXIT WHEN planned >= stock;
+        IF billing._stripe_plan_hour(pair.tenant_id, pair.metric) THEN
+            planned := planned + 1;
+        END IF;
+    END LOOP;
+    RETURN planned;
+END $$;
+
+-- Takes what became of a meter event; what Stripe has is what was sent, not what it has come to meanwhile.
+CREATE FUNCTION billing._stripe_usage_settled(request jsonb) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    r billing.stripe_outbox := jsonb_populate_record(NULL::billing.stripe_outbox, request);
+    confirmed boolean := r.state = 'delivered';
+BEGIN
+    IF r.detail ? 'figure' THEN
+        UPDATE billing.usage_figures f
+           SET submitted = CASE WHEN confirmed THEN (r.detail ->> 'figure')::numeric ELSE f.submitted END,
+               blocked = NOT confirmed
+         WHERE f.tenant_id = r.tenant_id AND f.metric = r.subject
+           AND f.subscription_id = (r.detail ->> 'subscription_id')::bigint
+           AND f.period_start = (r.detail ->> 'period_start')::timestamptz;
+        RETURN;
+    END IF;
+    UPDATE billing.usage_aggregates a
+       SET submitted = CASE WHEN confirmed THEN (r.detail ->> 'quantity')::numeric ELSE a.submitted END,
+           blocked = NOT confirmed
+     WHERE a.tenant_id = r.tenant_id AND a.metric = r.subject
+       AND a.period_start = (r.detail ->> 'period_start')::timestamptz
+       AND a.hour = (r.detail ->> 'hour')::timestamptz;
+    PERFORM billing._stripe_plan_hour(r.tenant_id, r.subject);
+END $$;
+
+-- Lets usage that was refused be planned anew.
+CREATE FUNCTION billing._stripe_usage_put_back(request jsonb) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    r billing.stripe_outbox := jsonb_populate_record(NULL::billing.stripe_outbox, request);
+BEGIN
+    IF r.detail ? 'figure' THEN
+        UPDATE billing.usage_figures f SET blocked = false, due_at = '-infinity'
+         WHERE f.tenant_id = r.tenant_id AND f.metric = r.subject
+           AND f.subscription_id = (r.detail ->> 'subscription_id')::bigint
+           AND f.period_start = (r.detail ->> 'period_start')::timestamptz;
+        RETURN;
+    END IF;
+    UPDATE billing.usage_aggregates a SET blocked = false
+     WHERE a.tenant_id = r.tenant_id AND a.metric = r.subject
+       AND a.period_start = (r.detail ->> 'period_start')::timestamptz
+       AND a.hour = (r.detail ->> 'hour')::timestamptz;
+END $$;
