@@ -1,4 +1,4 @@
--- The audit log: who changed which tenant's customer, subscription or quotas, and how. It is only ever added to, so it
+-- The audit log: who changed which tenant's customer, subscription, quotas or credit, and how. It is only ever added to, so it
 -- holds no name and no address: those may have to be erased some day.
 
 CREATE FUNCTION billing._install_audit() RETURNS void
@@ -15,13 +15,13 @@ BEGIN
         after     jsonb,                -- null: there is none any more
         PRIMARY KEY (tenant_id, id)
     );
-    COMMENT ON TABLE billing.audit_log IS 'every change of a customer, subscription or quota; rows are only ever added';
+    COMMENT ON TABLE billing.audit_log IS 'every change of a customer, subscription, quota or credit grant; rows are only ever added';
 
-    -- Not a member of the extension: the table keeps it after DROP EXTENSION.
+    -- Also of credit_ledger. Not a member of the extension: the tables keep it after DROP EXTENSION.
     CREATE OR REPLACE FUNCTION billing._keep_audit() RETURNS trigger
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
     BEGIN
-        RAISE EXCEPTION 'billing.audit_log is only ever added to: % is refused', TG_OP
+        RAISE EXCEPTION 'billing.% is only ever added to: % is refused', TG_TABLE_NAME, TG_OP
             USING ERRCODE = 'UB055', HINT = 'A change that was wrong is followed by another one.';
     END $$;
     REVOKE ALL ON FUNCTION billing._keep_audit() FROM PUBLIC;

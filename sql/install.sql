@@ -20,6 +20,7 @@ BEGIN
     PERFORM billing._install_audit();
     PERFORM billing._install_customers();
     PERFORM billing._install_subscriptions();
+    PERFORM billing._install_credits();
     PERFORM billing._install_quotas();
     PERFORM billing._install_usage();
     PERFORM billing._install_reservations();

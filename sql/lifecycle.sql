@@ -110,6 +110,7 @@ BEGIN
                end_prorates = prorate IS TRUE, end_invoices = invoice_now IS NOT FALSE
          WHERE x.tenant_id = was.tenant_id AND x.id = was.id
         RETURNING * INTO s;
+        PERFORM billing._spend_credit(to_jsonb(was), s.ended_at) WHERE s.end_invoices;
     END IF;
     PERFORM billing._subscription_changed('cancel_subscription', to_jsonb(was), to_jsonb(s));
 END $$;
@@ -136,6 +137,7 @@ BEGIN
         PERFORM billing._refuse_status(to_jsonb(was), 'paused', 'ends with its period',
                                        'Take that back with billing.resume_subscription() first.');
     END IF;
+    PERFORM billing._spend_credit(to_jsonb(was), billing.now());
     PERFORM billing._close_stretch(to_jsonb(was), was.anchor);
     UPDATE billing.subscriptions x
        SET status = 'paused', paused_at = billing._pause_from(), credit_unused = pause_subscription.credit_unused IS NOT FALSE

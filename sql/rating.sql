@@ -130,10 +130,23 @@ END $$;
 
 CREATE FUNCTION billing.get_upcoming_invoice(tenant_id text)
 RETURNS TABLE (metric text, tier int, description text, quantity numeric, unit_amount numeric, amount numeric,
-               currency text, period_start timestamptz, period_end timestamptz)
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$ SELECT * FROM billing._invoice($1, false) $$;
+               currency text, period_start timestamptz, period_end timestamptz, kind text)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    WITH lines AS (
+        SELECT i.*, CASE WHEN i.metric IS NULL THEN 'fee' ELSE 'usage' END FROM billing._invoice($1, false) i
+    ), usage AS (
+        SELECT array_agg(m.metric ORDER BY m.metric) AS metrics, array_agg(m.amount ORDER BY m.metric) AS amounts,
+               min(m.currency) AS currency, min(m.period_start) AS period_start, max(m.period_end) AS period_end
+          FROM (SELECT l.metric, sum(l.amount) AS amount, min(l.currency) AS currency, min(l.period_start) AS period_start,
+                       max(l.period_end) AS period_end FROM lines l WHERE l.metric IS NOT NULL GROUP BY 1) m
+    )
+    SELECT * FROM lines
+    UNION ALL
+    SELECT c.metric, NULL, c.name, NULL, NULL, -c.amount, u.currency, u.period_start, u.period_end, 'credit'
+      FROM usage u, billing._credit_for($1, u.currency, u.metrics, u.amounts, u.period_end) c
+$$;
 COMMENT ON FUNCTION billing.get_upcoming_invoice(text) IS
-    'returns the lines of the invoice that ends the current billing period, as if it ended now: its usage, by metric and tier, and the next period''s flat fee; amounts in minor units, before taxes and credits; no line without a subscription, or while it is paused. Raises UB010, UB037, UB040';
+    'returns the lines of the invoice that ends the current billing period, as if it ended now: its usage, by metric and tier, the next period''s flat fee, and, below zero, the credit that pays for usage (kind: usage, fee or credit); amounts in minor units, before taxes; no line without a subscription, or while it is paused. Raises UB010, UB037, UB040';
 
 CREATE FUNCTION billing.get_projected_cost(tenant_id text, metric text DEFAULT NULL) RETURNS numeric
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -145,4 +158,4 @@ BEGIN
              WHERE get_projected_cost.metric IS NULL OR i.metric = get_projected_cost.metric);
 END $$;
 COMMENT ON FUNCTION billing.get_projected_cost(text, text) IS
-    'returns what that invoice comes to, or one metric on it, in minor units, with the usage get_projected_usage() expects. Raises UB010, UB011, UB037, UB040';
+    'returns what that invoice comes to, or one metric on it, in minor units, with the usage get_projected_usage() expects, before credit. Raises UB010, UB011, UB037, UB040';

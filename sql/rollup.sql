@@ -102,6 +102,7 @@ BEGIN
                        ELSE s.days || batch.before END;
     PERFORM billing._report_progress('rollup', 'advancing periods', folded, folded);
     PERFORM billing._advance_periods();
+    PERFORM billing._expire_credits();
     PERFORM billing._raise_forecasts(batch);
     PERFORM billing._note_rollup(folded, began);
     RETURN folded;

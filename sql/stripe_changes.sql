@@ -236,7 +236,8 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     requests bigint;
 BEGIN
-    requests := billing._stripe_plan_catalog() + billing._stripe_plan_tenants();
+    PERFORM billing._stripe_give_up();
+    requests := billing._stripe_plan_catalog() + billing._stripe_plan_tenants() + billing._stripe_plan_credits();
     requests := requests + billing._stripe_plan_sessions() + billing._stripe_plan_changes();
     requests := requests + billing._stripe_plan_usage(stock) + billing._stripe_plan_figures(stock);
     RETURN requests + billing._stripe_plan_webhooks();

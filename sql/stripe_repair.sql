@@ -3,7 +3,7 @@
 -- A refused request is never sent again: Stripe may still answer its key with the refusal it remembers, and what it said
 -- may be out of date. It stays as history with retried_at set, no longer blocks, and the planner makes a new request of
 -- today's tables. Most requests are harmless to repeat under a new key: a product has our id, prices and meters are
--- looked for first, an hour's total overwrites, an object is fetched. Of a customer or a subscription Stripe would make a
+-- looked for first, an hour's total overwrites, an object is fetched. Of a customer, a subscription or a credit grant Stripe would make a
 -- second one, and an attempt whose answer was lost or made no sense may have made the first: so that is looked for by our
 -- metadata, and adopted if it is there.
 
@@ -112,6 +112,8 @@ BEGIN
         PERFORM billing._stripe_usage_put_back(request);
     WHEN f.kind IN ('customer_create', 'customer_find', 'subscription_create', 'subscription_find') THEN
         PERFORM billing._stripe_look_for(f.kind, f.tenant_id, f.subject, f.created_at);
+    WHEN f.kind LIKE 'credit\_%' THEN
+        PERFORM billing._put_back_credit(request);
     WHEN f.kind IN ('subscription_fetch', 'invoice_fetch', 'invoice_lines', 'checkout.session_fetch') THEN
         -- The events that led to it are open again: what they are about is fetched as it is today.
         UPDATE billing.webhook_events e SET processed_at = NULL, request_id = NULL, outcome = NULL
@@ -120,6 +122,26 @@ BEGIN
     ELSE
         NULL;       -- the catalogue and changes of subscriptions, which are planned anew by themselves
     END CASE;
+END $$;
+
+-- Stripe remembers a key for a day. So what would make a second object, and may have been carried out without an answer, is
+-- not sent again after that: it is put back, and looked for.
+CREATE FUNCTION billing._stripe_give_up() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    stale jsonb;
+BEGIN
+    FOR stale IN
+        UPDATE billing.stripe_outbox o
+           SET state = 'failed', settled_at = clock_timestamp(), lease_until = NULL, sender = NULL,
+               error = concat_ws(': ', 'given up before Stripe forgets its key', o.error)
+         WHERE o.state IN ('waiting', 'sending') AND o.attempts > 0 AND o.created_at < clock_timestamp() - interval '23 hours'
+           AND o.kind IN ('customer_create', 'subscription_create', 'credit_grant_create')
+           AND (o.state = 'waiting' OR o.sender <> pg_backend_pid() OR o.lease_until < clock_timestamp())
+        RETURNING to_jsonb(o)
+    LOOP
+        PERFORM billing._stripe_put_back(stale);
+    END LOOP;
 END $$;
 
 CREATE FUNCTION billing.retry_failed(kind text DEFAULT NULL, tenant_id text DEFAULT NULL) RETURNS bigint

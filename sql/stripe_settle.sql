@@ -47,6 +47,7 @@ BEGIN
         amount_remaining = excluded.amount_remaining, due_date = excluded.due_date,
         finalized_at = excluded.finalized_at, hosted_invoice_url = excluded.hosted_invoice_url,
         invoice_pdf = excluded.invoice_pdf;
+    PERFORM billing._compare_credit(tenant, invoice);
     IF (invoice #>> '{lines,has_more}')::boolean THEN
         IF billing._stripe_free(tenant, 'invoice_lines', invoice ->> 'id') THEN
             PERFORM billing._stripe_enqueue(tenant, 'invoice_lines', invoice ->> 'id', 'GET',
@@ -132,6 +133,9 @@ BEGIN
         IF jsonb_typeof(response -> 'subscription') = 'object' THEN
             PERFORM billing._apply_subscription(r.tenant_id, response -> 'subscription', true);
         END IF;
+    WHEN 'credit_grant_create', 'credit_grant_find', 'credit_grant_fetch', 'credit_grant_void', 'credit_grant_expire',
+         'credit_transactions' THEN
+        PERFORM billing._apply_credit(request, response);
     WHEN 'invoice_fetch' THEN
         PERFORM billing._apply_invoice(r.tenant_id, response);
     WHEN 'invoice_lines' THEN
@@ -193,6 +197,9 @@ BEGIN
             UPDATE billing.stripe_outbox o SET state = verdict, error = complaint
              WHERE o.tenant_id = request.tenant_id AND o.id = request.id;
         END;
+    END IF;
+    IF verdict = 'failed' AND request.kind IN ('credit_grant_void', 'credit_grant_expire') THEN
+        PERFORM billing._credit_stale(request.tenant_id);       -- it may have been spent before
     END IF;
     IF request.kind = 'meter_event' THEN
         PERFORM billing._stripe_usage_settled(to_jsonb(request));

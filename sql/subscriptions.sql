@@ -248,6 +248,7 @@ BEGIN
            AND (_advance_periods.tenant_id IS NULL OR o.tenant_id = _advance_periods.tenant_id)
          ORDER BY o.tenant_id FOR UPDATE SKIP LOCKED
     LOOP
+        PERFORM billing._spend_credit(to_jsonb(was), billing.now());
         IF was.cancel_at_period_end THEN
             UPDATE billing.subscriptions u
                SET status = 'canceled', ended_at = was.current_period_end, changed_at = was.current_period_end

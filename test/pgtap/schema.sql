@@ -24,7 +24,7 @@ SELECT tables_are('billing', ARRAY(
     UNION ALL
     SELECT unnest(ARRAY['metrics', 'plans', 'plan_metrics', 'plan_window_limits', 'metric_windows', 'price_tiers', 'billing_customers', 'subscriptions', 'subscription_items', 'subscription_stretches',
         'quota_overrides', 'window_limits', 'usage_quotas', 'usage_event_keys', 'usage_events', 'reservations', 'rollup_state', 'usage_aggregates', 'usage_uniques', 'usage_breakdown', 'usage_gauge_changes', 'usage_figures', 'alert_rules', 'usage_alerts', 'notification_channels', 'notification_secrets', 'notifications',
-        'stripe_outbox', 'stripe_sessions', 'stripe_state', 'webhook_events', 'invoices', 'invoice_lines', 'api_keys', 'audit_log', 'tenant_roles', 'schema_version'])),
+        'stripe_outbox', 'stripe_sessions', 'stripe_state', 'webhook_events', 'invoices', 'invoice_lines', 'api_keys', 'audit_log', 'tenant_roles', 'schema_version', 'credit_grants', 'credit_ledger'])),
     'these are the tables');
 
 SELECT is_empty($$SELECT relname FROM tables WHERE NOT of_tenants AND relname NOT IN (SELECT relname FROM exceptions)$$,

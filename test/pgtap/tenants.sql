@@ -11,6 +11,7 @@ SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.set_quota(t, 'user_seats', 
 SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.set_quota(t, 'api_calls', 100, per => 'day') \g /dev/null
 SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.create_alert('percent', 50, 'user_seats', t) \g /dev/null
 SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.create_channel('webhook', 'https://example.com/', t) \g /dev/null
+SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.grant_credit(t, 91) \g /dev/null
 UPDATE billing.metrics SET dimensions = '{team}' WHERE name = 'user_seats';
 INSERT INTO billing.metrics (name, display_name, kind, unit, aggregation, unique_property, stripe_event_name)
 VALUES ('visitors', 'Visitors', 'counter', 'visitors', 'unique_count', 'visitor', 'visitors');
@@ -82,7 +83,8 @@ SELECT throws_ok('SELECT billing.' || call, 'UB040', NULL, call || ', too')
                     $$get_usage_by_hour('bolt', 'user_seats')$$, $$get_usage_by_day('bolt', 'user_seats')$$,
                     $$get_usage_history('bolt', 'user_seats')$$, $$get_projected_usage('bolt', 'user_seats')$$,
                     $$get_projected_cost('bolt')$$, $$get_overage('bolt', 'user_seats')$$, $$get_overage_cost('bolt', 'user_seats')$$,
-                    $$get_upcoming_invoice('bolt')$$, $$explain_invoice_line('bolt', 'user_seats')$$]) call;
+                    $$get_upcoming_invoice('bolt')$$, $$explain_invoice_line('bolt', 'user_seats')$$,
+                    $$get_credit_balance('bolt')$$, $$get_credit_grants('bolt')$$, $$get_credit_ledger('bolt')$$]) call;
 SELECT is_empty(format('SELECT FROM billing._%s', call), 'nor is anything told by _' || call)
   FROM unnest(ARRAY[$$usage_hours('bolt', 'visitors', '-infinity', 'infinity')$$, $$standing('bolt', NULL)$$]) call;
 SELECT isnt_empty('SELECT FROM billing.' || call || ' x WHERE x IS NOT NULL', 'its own is told by ' || call)
@@ -93,6 +95,7 @@ SELECT is((SELECT max(quantity) FROM billing.get_usage_by_hour('acme', 'user_sea
 SELECT is((SELECT sum(quantity) FROM billing.get_usage_by_day('acme', 'visitors')), 1::numeric, 'by day');
 SELECT is((SELECT quantity FROM billing.get_usage_history('acme', 'user_seats')), 91::numeric, 'by period');
 SELECT is((SELECT quantity FROM billing.get_upcoming_invoice('acme') WHERE metric = 'user_seats'), 91::numeric, 'on its invoice');
+SELECT is((SELECT balance FROM billing.get_credit_ledger('acme')), 91::numeric, 'its credit');
 SELECT is((SELECT sum(quantity) FROM billing.explain_invoice_line('acme', 'user_seats') WHERE step = 'event'), 91::numeric, 'by event');
 SELECT is((SELECT string_agg(DISTINCT tenant, ' ') FROM billing.get_active_alerts()), 'acme', 'and "all" alerts are its own');
 SELECT is(billing.get_billable_usage('acme', 'visitors'), 1::numeric, 'its own it sees');
@@ -106,6 +109,7 @@ SELECT throws_ok($$SELECT billing.record_usage_batch('[]')$$, '42501', NULL, 'in
 SELECT throws_ok($$SELECT billing.reserve('acme', 'user_seats')$$, '42501', NULL, 'it holds nothing');
 SELECT throws_ok($$SELECT billing.void_usage('acme', 'key', 'mine')$$, '42501', NULL, 'and voids nothing');
 SELECT throws_ok($$SELECT billing.set_quota('acme', 'user_seats', NULL)$$, '42501', NULL, 'it sets no quota');
+SELECT throws_ok($$SELECT billing.grant_credit('acme', 1)$$, '42501', NULL, 'and grants itself no credit');
 SELECT throws_ok($$SELECT billing.create_api_key('acme')$$, '42501', NULL, 'and makes no key');
 SELECT throws_ok($$INSERT INTO billing.quota_overrides VALUES ('acme', 'api_calls', NULL, 'none', 1, NULL, billing.now())$$, '42501', NULL, 'it writes to no table');
 SELECT throws_ok($$UPDATE billing.usage_quotas SET used = 0$$, '42501', NULL, 'changes nothing');

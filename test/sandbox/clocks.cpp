@@ -27,6 +27,7 @@ void Clocks::advance(json *clock, std::int64_t target) {
                 subscription = &row;
             }
         }
+        credits_.expire_due(id, due);
         if (!invoice && !subscription)
             break;
         if (clock)

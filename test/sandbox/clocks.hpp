@@ -17,8 +17,8 @@ namespace pg_billing::sandbox {
 
 class Clocks {
   public:
-    Clocks(Store &store, Subscriptions &subscriptions, Invoices &invoices)
-        : store_(store), subscriptions_(subscriptions), invoices_(invoices) {}
+    Clocks(Store &store, Subscriptions &subscriptions, Invoices &invoices, Credits &credits)
+        : store_(store), subscriptions_(subscriptions), invoices_(invoices), credits_(credits) {}
 
     void model(Catalog &catalog);
     // Carries out what fell due for customers without a test clock.
@@ -30,6 +30,7 @@ class Clocks {
     Store &store_;
     Subscriptions &subscriptions_;
     Invoices &invoices_;
+    Credits &credits_;
 };
 
 }  // namespace pg_billing::sandbox

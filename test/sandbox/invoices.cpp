@@ -142,6 +142,7 @@ json Invoices::build(const json &subscription, const std::string &reason, json s
                       {"paid_at", nullptr},
                       {"voided_at", nullptr}}},
                     {"test_clock", customer["test_clock"]},
+                    {"total_pretax_credit_amounts", json::array()},
                     {"total_taxes", json::array()},
                     {"_spans", std::move(spans)},
                     {"_days_until_due", subscription["days_until_due"]}};
@@ -180,6 +181,7 @@ void Invoices::finalize(json &invoice, std::int64_t time, bool attempt) {
     char number[16];
     std::snprintf(number, sizeof number, "-%04d", sequence);
     const std::string id = invoice["id"];
+    credits_.apply(invoice, time);
     const std::int64_t balance = customer["balance"], total = invoice["total"];  // below zero: a credit
     invoice["starting_balance"] = balance;
     invoice["ending_balance"] = customer["balance"] = std::min<std::int64_t>(balance + total, 0);
@@ -246,6 +248,7 @@ void Invoices::mark_paid(json &invoice, std::int64_t time) {
 
 void Invoices::void_invoice(json &invoice, std::int64_t time) {
     const json before = invoice;
+    credits_.reinstate(invoice, time);
     invoice["status"] = "void";
     invoice["status_transitions"]["voided_at"] = time;
     store_.emit("invoice.voided", invoice, before);

@@ -3,6 +3,7 @@
 // An invoice is made of spans, each one subscription item over one stretch of time: a licensed item in advance, a
 // metered one in arrears. Lines are rated from the spans; while the invoice is a draft they follow the usage that still
 // arrives (docs.stripe.com/billing/subscriptions/usage-based: usage counts until finalization), afterwards they stand.
+// Billing credits pay for metered lines when it is finalized, and come back when it is voided.
 // A total below zero is credited to the customer's balance, which later invoices use up.
 #pragma once
 
@@ -10,6 +11,7 @@
 #include <string>
 
 #include "test/sandbox/catalog.hpp"
+#include "test/sandbox/credits.hpp"
 #include "test/sandbox/meters.hpp"
 #include "test/sandbox/store.hpp"
 
@@ -21,12 +23,15 @@ json span_of(const json &item, std::int64_t start, std::int64_t end, std::int64_
 
 class Invoices {
   public:
-    Invoices(Store &store, Meters &meters) : store_(store), meters_(meters) {}
+    Invoices(Store &store, Meters &meters, Credits &credits)
+        : store_(store), meters_(meters), credits_(credits) {}
 
     void model(Catalog &catalog);
 
     // Builds an invoice without storing it.
     json build(const json &subscription, const std::string &reason, json spans, std::int64_t time);
+    // Shows what credit would pay of a built one.
+    void preview_credit(json &invoice, std::int64_t time) { credits_.apply(invoice, time, true); }
     // Stores a built invoice as a draft that finalizes by itself at that time.
     json &add_draft(json invoice, std::int64_t finalizes_at);
     // Freezes a draft and, for charge_automatically, tries to collect unless payment waits for the customer.
@@ -49,6 +54,7 @@ class Invoices {
 
     Store &store_;
     Meters &meters_;
+    Credits &credits_;
 };
 
 }  // namespace pg_billing::sandbox

@@ -16,6 +16,7 @@
 #include "test/sandbox/catalog.hpp"
 #include "test/sandbox/checkout.hpp"
 #include "test/sandbox/clocks.hpp"
+#include "test/sandbox/credits.hpp"
 #include "test/sandbox/invoices.hpp"
 #include "test/sandbox/meters.hpp"
 #include "test/sandbox/prices.hpp"
@@ -61,13 +62,15 @@ void run(const std::string &listen, const std::string &endpoints, std::uint64_t 
     sandbox::Webhooks webhooks(context, store);
     store.on_event = [&](sandbox::json &event) { webhooks.enqueue(event); };
     sandbox::Meters meters(store);
-    sandbox::Invoices invoices(store, meters);
+    sandbox::Credits credits(store);
+    sandbox::Invoices invoices(store, meters, credits);
     sandbox::Subscriptions subscriptions(store, invoices);
     sandbox::Checkout checkout(store, subscriptions);
-    sandbox::Clocks clocks(store, subscriptions, invoices);
+    sandbox::Clocks clocks(store, subscriptions, invoices, credits);
     sandbox::model_accounts(catalog, store);
     sandbox::model_prices(catalog, store);
     meters.model(catalog, [&](const std::string &customer) { invoices.usage_changed(customer); });
+    credits.model(catalog);
     invoices.model(catalog);
     subscriptions.model(catalog);
     checkout.model(catalog);

@@ -276,6 +276,7 @@ json Subscriptions::preview(const Call &call) {
     }
     json invoice = invoices_.build(subscription, "upcoming", std::move(spans), time);
     invoice["id"] = "upcoming_" + invoice["id"].get<std::string>();
+    invoices_.preview_credit(invoice, time);
     return invoice;
 }
 
