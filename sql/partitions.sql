@@ -18,7 +18,11 @@ BEGIN
     IF to_regclass(format('billing.%I', name)) IS NOT NULL THEN
         RETURN false;
     END IF;
-    -- Attaching locks the parent less than creating in place does.
+    -- Rows move, or may be written, where a plan does not look that was made of the partitions there were before. So nobody
+    -- may be between his plan and his snapshot; but where all is still to come, attaching locks less.
+    IF day <= (billing.now() AT TIME ZONE 'UTC')::date THEN
+        LOCK TABLE billing.usage_events IN ACCESS EXCLUSIVE MODE;
+    END IF;
     EXECUTE format('CREATE TABLE billing.%I (LIKE billing.usage_events INCLUDING ALL)', name);
     PERFORM billing._protect_table(name);
     LOCK TABLE billing.usage_events_default IN ACCESS EXCLUSIVE MODE;
