@@ -70,8 +70,11 @@ CREATE FUNCTION billing._stripe_plan_changes() RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off AS $$
 DECLARE
     requests bigint;
+    -- An hour that is over when the price goes gets no rest at the new one: all of it is rolled up, and so submitted, before.
+    hour timestamptz := date_trunc('hour', billing.now(), 'UTC');
 BEGIN
-    IF EXISTS (SELECT FROM billing._stripe_changes() c, billing.rollup_state r WHERE c.changed_at >= r.tail) THEN
+    IF EXISTS (SELECT FROM billing._stripe_changes() c, billing.rollup_state r
+                WHERE c.changed_at IS NOT NULL AND greatest(c.changed_at, hour) >= r.tail) THEN
         PERFORM billing.run_rollup();
     END IF;
     WITH requests AS (
@@ -81,7 +84,7 @@ BEGIN
                             WHERE o.tenant_id = c.tenant_id AND o.state IN ('waiting', 'sending')
                               AND (o.kind LIKE 'subscription\_%' OR o.kind = 'meter_event' AND c.changed_at IS NOT NULL))
            AND (c.changed_at IS NULL
-                OR c.changed_at < r.tail
+                OR greatest(c.changed_at, hour) < r.tail
                    AND NOT EXISTS (SELECT FROM billing._stripe_due_hours() h WHERE h.tenant_id = c.tenant_id)
                    AND NOT EXISTS (SELECT FROM billing._stripe_closing_figures() f WHERE f.tenant_id = c.tenant_id))
     )

@@ -161,3 +161,16 @@ SELECT billing._stripe_plan();
 SELECT billing.cancel_subscription('acme', false);
 SELECT billing._stripe_plan();
 SELECT kind FROM requests;
+
+-- usage of an hour that is over goes out before the price goes at which it is billed, though it came after the wish
+CALL travel('1 hour');
+SELECT FROM billing.create_subscription('acme', 'standard', 'send_invoice', 30) \g /dev/null
+CALL stripe();
+SELECT billing.update_subscription('acme', 'enterprise');
+SELECT billing.run_rollup();
+SELECT FROM billing.record_usage('acme', 'llm_tokens', 5) \g /dev/null
+CALL travel('1 hour');
+SELECT billing._stripe_plan();
+SELECT kind, params #>> '{payload,value}' AS value FROM requests;
+CALL stripe();
+SELECT stripe_plan FROM subscription WHERE stripe_status = 'active';
