@@ -2,10 +2,10 @@
 # alone, with PGXS.
 
 # These goals must work before PostgreSQL's build files are there: they install them first.
-DRIVER_GOALS = setup demo demo-stop check check-% sanitize sanitize-% bench proof
+DRIVER_GOALS = setup demo demo-stop check check-% sanitize sanitize-% bench proof soak
 ifneq ($(filter $(DRIVER_GOALS),$(MAKECMDGOALS)),)
 
-.PHONY: setup demo demo-stop check sanitize bench proof
+.PHONY: setup demo demo-stop check sanitize bench proof soak
 setup:
 	test/setup.sh check
 
@@ -35,6 +35,10 @@ bench:
 # make proof [PROOF='--seed 1 …']: the overshoot proof in its long form, five minutes
 proof:
 	test/proof/proof.sh 32 --seconds 300 --kills 20 $(PROOF)
+
+# make soak [SOAK='SEED']: a year in the life of 200 tenants against the sandbox Stripe, some 20 minutes
+soak:
+	test/soak/soak.sh $(SOAK)
 
 else
 

@@ -85,11 +85,12 @@ sandbox_start() {
     STRIPE_SETTINGS=("pg_billing.stripe_api_base=$SANDBOX_URL" "pg_billing.stripe_api_key_file=$key")
 }
 
-# sandbox METHOD PATH [curl arguments…]: one request to the sandbox Stripe, its answer on stdout.
+# sandbox METHOD PATH [curl arguments…]: one request to the sandbox Stripe, its answer on stdout; it meets no faults.
 sandbox() {
     local method=$1 path=$2
     shift 2
-    curl -sS --fail-with-body --max-time 60 -X "$method" -H 'Authorization: Bearer sk_test_pg_billing' "$SANDBOX_URL$path" "$@"
+    curl -sS --fail-with-body --max-time 60 -X "$method" -H 'Authorization: Bearer sk_test_pg_billing' \
+        -H 'Sandbox-Faults: none' "$SANDBOX_URL$path" "$@"
 }
 
 # shim_start [flags…]: starts the HTTP shim on the database in use (PGDATABASE) and, when a sandbox runs, registers

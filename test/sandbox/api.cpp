@@ -17,7 +17,8 @@ namespace {
 namespace asio = boost::asio;
 
 constexpr std::int64_t kKeyMemory = 86'400;
-constexpr std::size_t kLogSize = 100'000, kMaxKey = 255;
+constexpr std::size_t kLogSize = 1'000'000, kMaxKey = 255;
+constexpr std::chrono::minutes kNever{5};  // by then nobody waits for the answer any more
 constexpr const char *kVersion = "2026-10-28.endive";
 
 // Holds a name in a set while it lives; `free` is false if it was taken.
@@ -155,6 +156,7 @@ Api::Result Api::execute_once(const http::Request &request, const json &params, 
         return execute(request, params);
     if (const Remembered *earlier = recall(keyed)) {
         Result replay = earlier->result;
+        replay.replayed = true;
         replay.fields.emplace_back("idempotent-replayed", "true");
         replay.fields.emplace_back("original-request", earlier->request_id);
         return replay;
@@ -203,23 +205,30 @@ asio::awaitable<Api::Result> Api::serve(const http::Request &request, json &entr
                          "resource-specific");
     }
 
-    const auto fault = faults_.next(request.method, request.path);
+    const auto fault = request.field("sandbox-faults").value_or("") == "none"
+                           ? std::nullopt
+                           : faults_.next(request.method, request.path);
     if (fault) {
         entry["fault"] = fault->kind;
         asio::steady_timer pause(co_await asio::this_coro::executor, fault->delay);
         co_await pause.async_wait(asio::use_awaitable);
-        if (fault->stored)
-            remembered_[keyed.key] = {keyed.fingerprint,
-                                      keyed.request_id,
-                                      {500, failure_of(*fault).body(), failure_of(*fault).fields},
-                                      machine_time() + kKeyMemory};
     }
+    const bool remembers = fault && fault->stored && !keyed.key.empty() && !recall(keyed);
     store_.request = {{"id", keyed.request_id},
                       {"idempotency_key", keyed.key.empty() ? json() : json(keyed.key)}};
     Result result;
     if (!fault || fault->kind == "slow" || fault->effect)
         result = execute_once(request, params, keyed);
     store_.request = {{"id", nullptr}, {"idempotency_key", nullptr}};
+    if (request.method != "GET" && result.status == 200 && result.body.is_object() && !result.replayed) {
+        entry["effect"] = result.body.value("id", json());
+        entry["time"] = store_.time_of(result.body);
+    }
+    if (remembers)
+        remembered_[keyed.key] = {keyed.fingerprint,
+                                  keyed.request_id,
+                                  {500, failure_of(*fault).body(), failure_of(*fault).fields},
+                                  machine_time() + kKeyMemory};
     if (!fault || fault->kind == "slow")
         co_return result;
     if (fault->kind == "409" || fault->kind == "429" || fault->kind == "500")
@@ -248,8 +257,7 @@ asio::awaitable<http::Response> Api::handle(http::Request request) {
     entry["status"] = result.hang_up ? 0 : result.status;
     log_.push_back(entry);
     if (result.hang_up && entry["fault"] == "timeout") {
-        asio::steady_timer never(co_await asio::this_coro::executor,
-                                 std::chrono::steady_clock::time_point::max());
+        asio::steady_timer never(co_await asio::this_coro::executor, kNever);
         co_await never.async_wait(asio::use_awaitable);
     }
     http::Response response = json_response(result.status, result.body);
@@ -301,6 +309,10 @@ http::Response Api::control(const http::Request &request) {
             return json_response(200, state());
         if (what == "GET /_sandbox/requests")
             return json_response(200, requests_under(request.query));
+        if (what == "GET /_sandbox/pending")
+            return json_response(200, {{"deliveries", pending_deliveries()}});
+        if (what == "GET /_sandbox/objects")
+            return json_response(200, store_.all(stripe::decode_form(request.query).value("kind", "")));
         throw ApiError(404, "invalid_request_error", "The sandbox has no control " + what);
     } catch (const ApiError &error) {
         return json_response(error.status, error.body());

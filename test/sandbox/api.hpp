@@ -30,13 +30,15 @@ class Api {
 
     boost::asio::awaitable<http::Response> handle(http::Request request);
     std::function<json(const json &)> complete_checkout;  // what the customer does in the browser
+    std::function<std::size_t()> pending_deliveries;      // of webhooks
 
   private:
     struct Result {
         int status = 200;
         json body;
         http::Fields fields;
-        bool began = true;  // a handler ran, so an idempotency key remembers this
+        bool began = true;      // a handler ran, so an idempotency key remembers this
+        bool replayed = false;  // from memory
         bool hang_up = false;
     };
     // What an idempotency key stands for (docs.stripe.com/api/idempotent_requests).

@@ -4,7 +4,9 @@
 //   timeout       never answered, no effect          slow   answered after delay_ms
 //   drop_before   hung up on, no effect              drop_after   the effect happens, then hung up on
 // "effect": true makes 500 and timeout happen after the effect instead: the outcome a client cannot know.
-// "stored": true keeps a 500 as the idempotency key's result, as Stripe does once an endpoint has begun.
+// "stored": true keeps a 500 as the idempotency key's result, as Stripe does once an endpoint has begun; together they leave
+// an effect behind whose answer nobody will ever see.
+// A request with the header "Sandbox-Faults: none" meets none: a test's own.
 #pragma once
 
 #include <chrono>

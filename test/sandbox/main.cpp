@@ -79,6 +79,7 @@ void run(const std::string &listen, const std::string &endpoints, std::uint64_t 
 
     sandbox::Api api(catalog, store, meters, seed, rate);
     api.complete_checkout = [&](const sandbox::json &given) { return checkout.complete(given); };
+    api.pending_deliveries = [&] { return webhooks.pending(); };
     const http::Options options = listen_options(listen);
     http::Server server(context, options,
                         [&](http::Request request) { return api.handle(std::move(request)); });

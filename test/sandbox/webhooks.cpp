@@ -107,6 +107,7 @@ void Webhooks::enqueue(json &event) {
         if (endpoint["status"] != "enabled" || std::none_of(types.begin(), types.end(), listens))
             continue;
         event["pending_webhooks"] = event["pending_webhooks"].get<int>() + 1;
+        ++pending_;
         queue_.push_back({event["id"], endpoint["id"], store_.render(event).dump(2)});
     }
     pump();
@@ -134,8 +135,10 @@ asio::awaitable<void> Webhooks::deliver(Delivery delivery) {
     if (json *event = delivered ? store_.find("event", delivery.event) : nullptr)
         (*event)["pending_webhooks"] = (*event)["pending_webhooks"].get<int>() - 1;
     pump();
-    if (delivered || !endpoint || delivery.attempt == kAttempts)
+    if (delivered || !endpoint || delivery.attempt == kAttempts) {
+        --pending_;
         co_return;
+    }
     asio::steady_timer pause(context_, kFirstDelay * (1 << (delivery.attempt - 1)));
     co_await pause.async_wait(asio::use_awaitable);
     ++delivery.attempt;

@@ -20,6 +20,8 @@ class Webhooks {
     void model(Catalog &catalog);
     // Queues the event for every endpoint that listens to its type.
     void enqueue(json &event);
+    // Deliveries that are neither accepted nor given up.
+    std::size_t pending() const { return pending_; }
 
   private:
     struct Delivery {
@@ -35,6 +37,7 @@ class Webhooks {
     Store &store_;
     std::deque<Delivery> queue_;
     int under_way_ = 0;
+    std::size_t pending_ = 0;
 };
 
 }  // namespace pg_billing::sandbox
