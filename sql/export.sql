@@ -24,7 +24,7 @@ CREATE FUNCTION billing._stripe_moment(hour timestamptz, period_start timestampt
 RETURNS timestamptz
 LANGUAGE sql STABLE AS $$
     SELECT CASE WHEN $4 > $1 THEN least($4 + interval '1 minute', $1 + interval '59 minutes 59 seconds')
-                WHEN $1 = $2 THEN $1 + $3 + interval '1 second'
+                WHEN $1 = $2 THEN $1 + greatest($3, '0') + interval '1 second'
                 ELSE $1 + interval '1 second' END
 $$;
 

@@ -128,8 +128,9 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
                                          AND a.hour = date_trunc('hour', billing.now(), 'UTC')), 0) END
 $$;
 
--- The periods of a subscription (a row, passed as JSON) as Stripe counts them. Stripe's begin where ours do, or amid that
--- hour where it began one by its own clock: at the end of a pause or of a trial, or because it was made there.
+-- The periods of a subscription (a row, passed as JSON) as Stripe counts them. Stripe's begin where ours do, or less than an
+-- hour off where it began one by its own clock: at the end of a pause or of a trial, or because it was made there. Mostly
+-- that is later, amid the hour; earlier, where our clock had begun the next hour already. Where it is more, ours follow.
 CREATE FUNCTION billing._stripe_periods(row_then jsonb, subscription jsonb) RETURNS jsonb
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -138,18 +139,23 @@ DECLARE
     period jsonb := CASE WHEN subscription ? 'current_period_start' THEN subscription
                          ELSE subscription #> '{items,data,0}' END;
     begins timestamptz := to_timestamp((period ->> 'current_period_start')::bigint);
-    hour timestamptz := date_trunc('hour', begins, 'UTC');
-    ends timestamptz := date_trunc('hour', to_timestamp((period ->> 'current_period_end')::bigint), 'UTC');
+    ends timestamptz := to_timestamp((period ->> 'current_period_end')::bigint);
+    hour timestamptz := lower(billing._period_at(s.anchor, s.interval_months, s.timezone,
+                                                 begins + interval '1 hour' - interval '1 second'));
 BEGIN
-    IF hour >= ends OR s.stripe_status IN ('trialing', 'paused') THEN
+    IF begins IS NULL OR ends IS NULL OR s.stripe_status IN ('trialing', 'paused') THEN
         RETURN row_then;
     END IF;
-    IF hour IS NOT NULL AND hour <> lower(billing._period_at(s.anchor, s.interval_months, s.timezone, hour)) THEN
+    IF hour <= begins - interval '1 hour' THEN
+        hour := date_trunc('hour', begins, 'UTC');
         s.anchor := hour;
     END IF;
-    s.stripe_offset := coalesce(begins - hour, s.stripe_offset);
-    s.current_period_start := coalesce(hour, s.current_period_start);
-    s.current_period_end := coalesce(ends, s.current_period_end);
+    s.stripe_offset := begins - hour;
+    ends := date_trunc('hour', ends - s.stripe_offset, 'UTC');
+    IF hour < ends THEN
+        s.current_period_start := hour;
+        s.current_period_end := ends;
+    END IF;
     RETURN to_jsonb(s);
 END $$;
 

@@ -48,7 +48,7 @@ BEGIN
         stripe_item_id         text,            -- the item of that fee
         stripe_cancels         boolean NOT NULL DEFAULT false,
         stripe_trial_end       timestamptz,
-        stripe_offset          interval NOT NULL DEFAULT '0',   -- from the hour that begins a period to where Stripe begins it
+        stripe_offset          interval NOT NULL DEFAULT '0',   -- from where a period begins to where Stripe begins it
         created_at             timestamptz NOT NULL,
         PRIMARY KEY (tenant_id, id),
         CHECK (current_period_start < current_period_end)

@@ -141,3 +141,22 @@ SELECT billing._stripe_plan();
 SELECT method, path, params FROM requests;
 CALL stripe();
 SELECT status, stripe_status FROM billing.subscriptions;
+
+-- our clock had begun the next hour already when Stripe resumed it: the period keeps its start, and so its usage
+CALL travel('3 hours');
+SELECT FROM billing.create_subscription('acme', 'standard', 'send_invoice', 30) \g /dev/null
+CALL stripe();
+SELECT billing.pause_subscription('acme');
+CALL stripe();
+SELECT billing.resume_subscription('acme');
+SELECT FROM billing.record_usage('acme', 'llm_tokens', 5) \g /dev/null
+SELECT billing._stripe_plan();
+CALL send();
+SELECT id AS now_id, extract(epoch FROM anchor - interval '2 seconds')::bigint AS begins FROM billing.subscriptions WHERE ended_at IS NULL \gset
+CALL settle('acme', 'subscription_update', :'now_id', 'delivered',
+            answer('acme', 'subscription_update', :'now_id', '{"billing_cycle_anchor": {}}')
+            || jsonb_build_object('current_period_start', :begins, 'current_period_end', :begins + 31 * 86400));
+SELECT current_period_start = anchor AS begins_as_before, stripe_offset FROM billing.subscriptions WHERE ended_at IS NULL;
+SELECT billing.run_rollup();
+SELECT quantity, at - hour AS into_it FROM billing._stripe_due_hours();
+SELECT used FROM billing.check_quota('acme', 'llm_tokens');
