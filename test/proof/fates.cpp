@@ -59,15 +59,19 @@ void Client::find_out() {
     run_.totals.in_doubt++;
     in_block_ = false;
     int known = 0, unknown = 0;
+    std::string answers;
     for (Event &event : std::exchange(pending_, {})) {
-        bool first = true;  // an answer that got lost may itself have taken effect
+        // An answer that got lost may itself have taken effect; and a row that moves to where it is tells nothing.
+        bool first = event.act != Act::move || event.to != event.tenant;
         const std::string status = db_.persistently([&]() -> std::string {
             const bool clean = std::exchange(first, false);
             for (int attempts = 1;; attempts++)
                 try {
                     const auto answer = event.metric == kItems ? look_up(event) : send(event);
-                    if (clean)
+                    if (clean) {
                         (answer == "duplicate" ? known : unknown)++;
+                        answers += " " + event.key + " (" + event.metric + "): " + answer;
+                    }
                     return answer;
                 } catch (const SqlError &e) {
                     // Refused for now: no room for another counter, a deadlock.
@@ -79,7 +83,7 @@ void Client::find_out() {
         conclude(event, status != "denied");
     }
     if (known > 0 && unknown > 0)
-        run_.wrong(run_.totals.other, "a transaction was committed in part");
+        run_.wrong(run_.totals.other, "a transaction was committed in part:" + answers);
 }
 
 // A row needs no key: it is there or not.
