@@ -74,12 +74,13 @@ PRORATIONS='[.lines.data[] | select(.parent.subscription_item_details.proration)
 is 'an upgrade is prorated once: a credit and a charge' "$(preview up "$PRORATIONS")" '[-1,1]'
 is 'a downgrade, too' "$(preview updown "$PRORATIONS")" '[-1,1]'
 is 'and not at all if told so' "$(preview gratis "$PRORATIONS")" '[]'
+# In whole dollars, up: less than an hour of the month is over.
 is 'it is billed at once if told so' \
     "$(sandbox GET "/v1/invoices?subscription=$(stripe_id atonce)" |
-        jq -c '[.data[] | select(.billing_reason == "subscription_update") | .lines.data | map(.amount / 100 | round) | sort]')" '[[-99,0,0,499]]'
+        jq -c '[.data[] | select(.billing_reason == "subscription_update") | .lines.data | map(.amount / 100 | if . < 0 then floor else ceil end) | sort]')" '[[-99,0,0,499]]'
 is 'an end at once credits the rest of the fee if told so' \
     "$(sandbox GET "/v1/invoices?subscription=$(stripe_id credited)" |
-        jq -c '[.data[] | select(.billing_reason == "subscription_cycle") | .lines.data | map(.amount / 100 | round) | sort]')" '[[-99,0,0]]'
+        jq -c '[.data[] | select(.billing_reason == "subscription_cycle") | .lines.data | map(.amount / 100 | if . < 0 then floor else ceil end) | sort]')" '[[-99,0,0]]'
 is 'what was used until the end is billed, once' \
     "$(sandbox GET "/v1/invoices?subscription=$(stripe_id gone)" | jq -c '[.data[] | select(.billing_reason == "subscription_cycle").total]')" '[2]'
 
