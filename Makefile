@@ -48,7 +48,7 @@ EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" pg_billing.co
 # The order matters: later parts use what earlier ones define.
 SQL_PARTS = schema types settings stats catalog audit customers subscriptions lifecycle quotas usage reservations \
             corrections rollup rollup_kinds alerts summary billable history standing rating credits credits_apply \
-            explain partitions retention stripe export export_figures stripe_plan stripe_changes stripe_settle \
+            explain partitions retention stripe export export_figures export_deltas stripe_plan stripe_changes stripe_settle \
             stripe_repair stripe_credits sessions webhooks notifications events channels api_keys security install
 DATA_built = pg_billing--$(EXTVERSION).sql
 DATA       = $(wildcard sql/upgrades/*.sql)

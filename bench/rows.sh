@@ -179,6 +179,7 @@ submission() {
     service_stop sandbox
     sandbox_start --rate "$rate"
     fresh_database "stripe_$rate"
+    sql 'SELECT billing.adopt()'    # it is a copy
     step "making 334 subscriptions, and 100 hours of usage of each in 3 metrics"
     # they began five days ago
     cluster_reload main "${STRIPE_SETTINGS[@]}" pg_billing.stripe_rate="$rate" pg_billing.stripe_concurrency=$lanes \
@@ -188,7 +189,7 @@ submission() {
                 billing.create_subscription('s' || n, 'standard', 'send_invoice', 30) FROM generate_series(1, 334) n" >/dev/null
     sql "SELECT billing.run_stripe_sync('5 minutes')" >/dev/null
     cluster_reload main pg_billing.time_shift=0
-    wait_until not in_the_past
+    wait_until in_the_present
     sql "SELECT count(*) FROM (SELECT array_agg('s' || n) t, array_agg(m) m, array_agg(7::numeric) q, array_agg(NULL::text) k,
                 array_agg(date_trunc('hour', now()) - make_interval(hours => h)) a
            FROM generate_series(1, 334) n, unnest('{llm_tokens,api_calls,agent_executions}'::text[]) m, generate_series(1, 100) h) e,
@@ -215,6 +216,7 @@ submission() {
     export PGDATABASE=postgres
 }
 in_the_past() { [ "$(sql "SELECT billing.now() < now() - interval '1 hour'")" = t ]; }
+in_the_present() { ! in_the_past; }
 submitted() { sql 'SELECT count(*) FROM billing.usage_aggregates WHERE submitted IS NOT NULL'; }
 submitting() { [ "$(submitted)" -gt 500 ]; }
 # user and system time of a process, in hundredths of a second

@@ -1,7 +1,8 @@
 -- Usage on its way to Stripe. What adds up over hours is sent by the hour, here; what does not is a figure of the whole
--- billing period (export_figures.sql). Both become requests of the kind meter_event, for a meter that keeps the event it
--- received last per customer and hour: a resend overwrites instead of adding (docs.stripe.com, billing meters,
--- event_time_window). So there is never more than one of them open for a customer and a meter.
+-- billing period (export_figures.sql). Both become requests of the kind meter_event, of which there is never more than one
+-- open for a customer and a meter. By metrics.export a meter keeps the event it received last per customer and hour, so that
+-- a resend overwrites instead of adding (docs.stripe.com, billing meters, event_time_window), or adds what came since
+-- (export_deltas.sql).
 --
 -- What is due is looked up, not listed: of a tenant and metric the oldest hour, and once Stripe has it the next one, so
 -- that planning costs as much as is sent, whatever else is waiting.
@@ -31,11 +32,13 @@ $$;
 -- The hours whose total Stripe has not confirmed.
 CREATE FUNCTION billing._stripe_due_hours()
 RETURNS TABLE (tenant_id text, metric text, period_start timestamptz, hour timestamptz, quantity numeric,
-               value numeric, at timestamptz, stripe_customer_id text, stripe_event_name text)
+               value numeric, at timestamptz, stripe_customer_id text, stripe_event_name text, export text)
 LANGUAGE sql STABLE AS $$
     SELECT a.tenant_id, a.metric, a.period_start, a.hour, a.quantity,
-           CASE WHEN i.since > a.hour THEN a.quantity - i.counted ELSE a.quantity END,
-           billing._stripe_moment(a.hour, a.period_start, s.stripe_offset, i.since), c.stripe_customer_id, m.stripe_event_name
+           a.quantity - CASE WHEN m.export = 'delta' AND a.submitted IS NOT NULL THEN a.submitted
+                             WHEN i.since > a.hour THEN i.counted ELSE 0 END,
+           billing._stripe_moment(a.hour, a.period_start, s.stripe_offset, i.since), c.stripe_customer_id, m.stripe_event_name,
+           m.export
       FROM billing.usage_aggregates a
       JOIN billing.metrics m ON m.name = a.metric AND billing._adds_up(m.kind, m.aggregation)
       JOIN billing.billing_customers c ON c.tenant_id = a.tenant_id
@@ -58,7 +61,7 @@ CREATE FUNCTION billing._stripe_usage_free(tenant_id text, metric text) RETURNS 
 LANGUAGE sql STABLE AS $$
     SELECT NOT EXISTS (SELECT FROM billing.stripe_outbox o
                         WHERE o.tenant_id = $1 AND o.state IN ('waiting', 'sending')
-                          AND (o.kind = 'meter_event' AND o.subject = $2
+                          AND (o.kind IN ('meter_event', 'delta_find') AND o.subject = $2
                                OR o.kind IN ('subscription_update', 'subscription_cancel')))
 $$;
 
@@ -84,7 +87,8 @@ BEGIN
      ORDER BY h.hour LIMIT 1;
     IF FOUND THEN
         PERFORM billing._stripe_enqueue_usage(tenant, what, d.stripe_event_name, d.stripe_customer_id, d.value, d.at,
-            jsonb_build_object('period_start', d.period_start, 'hour', d.hour, 'quantity', d.quantity));
+            jsonb_build_object('period_start', d.period_start, 'hour', d.hour, 'quantity', d.quantity)
+                || CASE d.export WHEN 'delta' THEN jsonb_build_object('delta', d.value) ELSE '{}' END);
     END IF;
     RETURN FOUND;
 END $$;
@@ -94,7 +98,7 @@ CREATE FUNCTION billing._stripe_plan_usage(stock int) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off AS $$
 DECLARE
     pair record;
-    planned bigint := 0;
+    planned bigint := billing._stripe_settle_doubts();
 BEGIN
     FOR pair IN
         SELECT DISTINCT i.tenant_id, i.metric FROM billing.subscription_items i
@@ -146,6 +150,9 @@ BEGIN
          WHERE f.tenant_id = r.tenant_id AND f.metric = r.subject
            AND f.subscription_id = (r.detail ->> 'subscription_id')::bigint
            AND f.period_start = (r.detail ->> 'period_start')::timestamptz;
+        RETURN;
+    ELSIF r.detail ? 'delta' AND coalesce(r.http_status, 500) >= 500 THEN
+        PERFORM billing._stripe_find_delta(request, '10 minutes');     -- summaries are late
         RETURN;
     END IF;
     UPDATE billing.usage_aggregates a SET blocked = false

@@ -32,6 +32,7 @@ BEGIN
     PERFORM billing._install_quota_triggers();
     PERFORM billing._install_stripe();
     PERFORM billing._install_export_figures();
+    PERFORM billing._install_export_deltas();
     PERFORM billing._install_sessions();
     PERFORM billing._install_webhooks();
     PERFORM billing._install_notifications();

@@ -27,6 +27,7 @@ BEGIN
         detail          jsonb NOT NULL,         -- what settling needs to know beside the answer
         state           text NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'sending', 'delivered', 'failed')),
         attempts        int NOT NULL DEFAULT 0,
+        sent_at         timestamptz,            -- when it was first
         not_before      timestamptz NOT NULL DEFAULT clock_timestamp(),
         lease_until     timestamptz,            -- while sending: when it may be claimed again at the latest
         sender          int,                    -- while sending: pid of the worker
@@ -131,12 +132,14 @@ CREATE FUNCTION billing._stripe_claim(n int, lease interval)
 RETURNS TABLE (tenant_id text, id bigint, attempt int, method text, path text, params jsonb, idempotency_key text)
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     UPDATE billing.stripe_outbox o
-       SET state = 'sending', attempts = o.attempts + 1, lease_until = clock_timestamp() + $2, sender = pg_backend_pid()
+       SET state = 'sending', attempts = o.attempts + 1, sent_at = coalesce(o.sent_at, clock_timestamp()),
+           lease_until = clock_timestamp() + $2, sender = pg_backend_pid()
       FROM (SELECT d.tenant_id, d.id
               FROM billing.stripe_outbox d
              WHERE d.not_before <= clock_timestamp() AND d.state IN ('waiting', 'sending')
                AND (d.state = 'waiting' OR d.state = 'sending' AND (d.sender <> pg_backend_pid()
                                                                     OR d.lease_until < clock_timestamp()))
+               AND NOT billing._stripe_doubtful(d.detail, d.sent_at)
              ORDER BY d.attempts, d.id LIMIT $1 FOR UPDATE SKIP LOCKED) due
      WHERE o.tenant_id = due.tenant_id AND o.id = due.id
     RETURNING o.tenant_id, o.id, o.attempts, o.method, o.path, o.params, o.idempotency_key

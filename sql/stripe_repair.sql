@@ -110,6 +110,9 @@ BEGIN
     CASE
     WHEN f.kind = 'meter_event' THEN
         PERFORM billing._stripe_usage_put_back(request);
+    WHEN f.kind = 'delta_find' THEN
+        PERFORM billing._stripe_find_delta(to_jsonb(o), '0') FROM billing.stripe_outbox o
+          WHERE o.tenant_id = f.tenant_id AND o.id = (f.detail ->> 'request')::bigint;
     WHEN f.kind IN ('customer_create', 'customer_find', 'subscription_create', 'subscription_find') THEN
         PERFORM billing._stripe_look_for(f.kind, f.tenant_id, f.subject, f.created_at);
     WHEN f.kind LIKE 'credit\_%' THEN

@@ -74,12 +74,20 @@ BEGIN
         UPDATE billing.metrics m SET stripe_product_id = r.subject WHERE m.name = metric_name;
         RETURN;
     END IF;
+    -- What was asked before metrics.export changed is asked anew.
+    IF EXISTS (SELECT FROM billing.metrics m
+                WHERE m.name = r.subject AND m.stripe_event_name <> coalesce(r.params ->> 'event_name', event)
+                   OR m.name = metric_name AND r.kind = 'price_find' AND m.stripe_meter_id IS NULL
+                   OR m.name = metric_name AND r.kind = 'price_create'
+                      AND m.stripe_meter_id IS DISTINCT FROM r.params #>> '{recurring,meter}') THEN
+        RETURN;
+    END IF;
     IF r.kind = 'meter_find' THEN
         -- A meter of that name with other rules would count differently: creating ours then fails, and says why.
         SELECT d ->> 'id' INTO found_id FROM jsonb_array_elements(response -> 'data') d, billing.metrics m
          WHERE m.name = r.subject AND d ->> 'event_name' = event
            AND d #>> '{default_aggregation,formula}' = CASE WHEN billing._adds_up(m.kind, m.aggregation) THEN 'sum' ELSE 'last' END
-           AND d ->> 'event_time_window' = 'hour';
+           AND d ->> 'event_time_window' IS NOT DISTINCT FROM CASE m.export WHEN 'hourly_total' THEN 'hour' END;
         IF found_id IS NULL AND (response ->> 'has_more')::boolean THEN
             PERFORM billing._stripe_enqueue('', 'meter_find', r.subject, 'GET', r.path,
                         r.params || jsonb_build_object('starting_after', response #>> '{data,-1,id}'), r.detail);
@@ -88,14 +96,19 @@ BEGIN
                         jsonb_strip_nulls(jsonb_build_object('display_name', m.display_name, 'event_name', event,
                             'default_aggregation', jsonb_build_object('formula',
                                 CASE WHEN billing._adds_up(m.kind, m.aggregation) THEN 'sum' ELSE 'last' END),
-                            'event_time_window', 'hour')))
+                            'event_time_window', CASE m.export WHEN 'hourly_total' THEN 'hour' END)))
                FROM billing.metrics m WHERE m.name = r.subject;
         END IF;
     ELSIF r.kind = 'price_find' THEN
-        found_id := response #>> '{data,0,id}';
+        -- one of another meter gives way: metrics.export has changed
+        found_id := CASE WHEN response #>> '{data,0,recurring,meter}' IS NOT DISTINCT FROM
+                              (SELECT m.stripe_meter_id FROM billing.metrics m WHERE m.name = metric_name)
+                         THEN response #>> '{data,0,id}' END;
         IF found_id IS NULL THEN
             PERFORM billing._stripe_enqueue('', 'price_create', r.subject, 'POST', '/v1/prices',
-                        billing._stripe_price_params(plan_name, metric_name), r.detail);
+                        billing._stripe_price_params(plan_name, metric_name)
+                            || CASE WHEN response #> '{data,0}' IS NULL THEN '{}' ELSE '{"transfer_lookup_key": true}'::jsonb END,
+                        r.detail);
         END IF;
     END IF;
     IF r.kind IN ('meter_find', 'meter_create') THEN
@@ -125,6 +138,8 @@ BEGIN
     WHEN 'subscription_cancel' THEN
         UPDATE billing.subscriptions s SET stripe_status = 'canceled'
          WHERE s.tenant_id = r.tenant_id AND s.id::text = r.subject;
+    WHEN 'delta_find' THEN
+        PERFORM billing._apply_delta_found(request, response);
     WHEN 'customer_find', 'subscription_find' THEN
         PERFORM billing._apply_found(request, response);
     WHEN 'session_create' THEN
