@@ -124,6 +124,62 @@ TEST(SandboxRating, ChargesTierByTier) {
     EXPECT_EQ(plain[0].amount, 535);
 }
 
+std::int64_t total(const json &price, const char *quantity) {
+    std::int64_t sum = 0;
+    for (const Charge &charge : rate(price, Decimal::parse(quantity)))
+        sum += charge.amount;
+    return sum;
+}
+
+// The worked examples of docs/pricing.md: test/sql/rating.sql has them for the extension, which never saw this code.
+TEST(SandboxRating, AgreesWithTheWorkedExamples) {
+    const auto price = [](const char *mode, const json &tiers) -> json {
+        return {{"billing_scheme", "tiered"}, {"tiers_mode", mode}, {"tiers", tiers}};
+    };
+    const auto tier = [](const json &up_to, const char *unit, const char *flat = nullptr) -> json {
+        return {{"up_to", up_to},
+                {"unit_amount_decimal", unit},
+                {"flat_amount_decimal", flat ? json(flat) : json()}};
+    };
+    const json fonts = {tier(5, "700"), tier(10, "650"), tier(nullptr, "600")};
+    const json flat = {tier(5, "700", "1000"), tier(10, "650", "2000"), tier(nullptr, "600")};
+    const json tokens = {tier(1000000, "0"), tier(nullptr, "0.001")};
+    const json storage = {tier(100, "0"), tier(nullptr, "50")};
+    const json yen = {tier(100, "0.5"), tier(nullptr, "0.25")};
+    const struct {
+        json price;
+        const char *quantity;
+        std::int64_t amount;
+    } cases[] = {
+        {price("graduated", tokens), "1000000", 0}, {price("graduated", tokens), "1000001", 0},
+        {price("graduated", tokens), "1000500", 1}, {price("graduated", tokens), "1234567", 235},
+        {price("graduated", fonts), "1", 700},      {price("graduated", fonts), "5", 3500},
+        {price("graduated", fonts), "6", 4150},     {price("graduated", fonts), "10", 6750},
+        {price("graduated", fonts), "11", 7350},    {price("graduated", fonts), "20", 12750},
+        {price("graduated", fonts), "25", 15750},   {price("graduated", storage), "100.009", 0},
+        {price("graduated", storage), "100.01", 1}, {price("graduated", storage), "100.5", 25},
+        {price("volume", fonts), "1", 700},         {price("volume", fonts), "5", 3500},
+        {price("volume", fonts), "6", 3900},        {price("volume", fonts), "10", 6500},
+        {price("volume", fonts), "11", 6600},       {price("volume", fonts), "20", 12000},
+        {price("volume", fonts), "25", 15000},      {price("graduated", flat), "0", 1000},
+        {price("graduated", flat), "5", 4500},      {price("graduated", flat), "6", 7150},
+        {price("graduated", flat), "20", 15750},    {price("volume", flat), "0", 1000},
+        {price("volume", flat), "5", 4500},         {price("volume", flat), "6", 5900},
+        {price("volume", flat), "20", 12000},       {price("graduated", yen), "3", 2},
+        {price("graduated", yen), "102", 51},
+    };
+    for (const auto &c : cases)
+        EXPECT_EQ(total(c.price, c.quantity), c.amount) << c.price.dump() << " " << c.quantity;
+    const json many = {{"billing_scheme", "per_unit"}, {"unit_amount_decimal", "0.000000000001"}};
+    EXPECT_EQ(total(many, "999999999999999"), 1000);
+    EXPECT_EQ(total(many, "499999999999"), 0);
+}
+
+TEST(SandboxProration, AgreesWithTheWorkedExample) {
+    EXPECT_EQ(prorate(9900, 561600, 2419200), 2298);
+    EXPECT_EQ(prorate(49900, 561600, 2419200), 11584);
+}
+
 TEST(SandboxRating, ChargesWholePackages) {
     const struct {
         const char *round, *quantity;
