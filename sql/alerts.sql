@@ -160,7 +160,7 @@ BEGIN
     RETURN created.id;
 END $$;
 COMMENT ON FUNCTION billing.create_alert(text, numeric, text, text, text) IS
-    'has an alert raised, once in a billing period, when a threshold is reached: percent of the quota, usage, cost (minor units, of the upcoming invoice), or projected_percent, projected_usage, projected_cost at the period''s end; of one metric or of each (a cost: of all together), of one tenant, of those on a plan, or of all; from the next usage on. Returns its id. Raises UB010, UB011, UB012, UB032, UB040, UB080';
+    'has an alert raised, once in a billing period, when a threshold is reached: percent of the quota, usage, cost (minor units, of the upcoming invoice before credit), or projected_percent, projected_usage, projected_cost at the period''s end; of one metric or of each (a cost: of all together), of one tenant, of those on a plan, or of all; from the next usage on. Returns its id. Raises UB010, UB011, UB012, UB032, UB040, UB080';
 
 -- A grace period begins with the quota reached, and so with the alert that tells it.
 CREATE FUNCTION billing.delete_alert(alert bigint) RETURNS void

@@ -37,7 +37,8 @@ BEGIN
         FOR EACH ROW WHEN (old.finalized_at IS NULL AND new.finalized_at IS NOT NULL)
         EXECUTE FUNCTION billing._tell('invoice.finalized');
     CREATE OR REPLACE TRIGGER tell_payment_failed AFTER UPDATE ON billing.webhook_events
-        FOR EACH ROW WHEN (new.type = 'invoice.payment_failed' AND old.processed_at IS NULL AND new.processed_at IS NOT NULL)
+        FOR EACH ROW WHEN (new.type IN ('invoice.payment_failed', 'v1.invoice.payment_failed')
+                           AND old.processed_at IS NULL AND new.processed_at IS NOT NULL)
         EXECUTE FUNCTION billing._tell('invoice.payment_failed');
     -- At commit: what is put back in the same transaction is not dead.
     DROP TRIGGER IF EXISTS tell_refused ON billing.stripe_outbox;
@@ -87,12 +88,10 @@ BEGIN
                                    'currency', r -> 'currency', 'total', r -> 'total', 'amount_due', r -> 'amount_due',
                                    'due_date', r -> 'due_date', 'hosted_invoice_url', r -> 'hosted_invoice_url');
     WHEN 'invoice.payment_failed' THEN
-        SELECT c.tenant_id, coalesce(i.number, r ->> 'object_id') AS number, i.currency, i.amount_remaining INTO f
-          FROM billing.billing_customers c
-          LEFT JOIN billing.invoices i ON i.tenant_id = c.tenant_id AND i.stripe_invoice_id = r ->> 'object_id'
-         WHERE c.stripe_customer_id = r ->> 'customer_id';
-        IF NOT FOUND THEN
-            RETURN;
+        SELECT i.tenant_id, coalesce(i.number, i.stripe_invoice_id) AS number, i.currency, i.amount_remaining INTO f
+          FROM billing.invoices i WHERE i.stripe_invoice_id = r ->> 'object_id';
+        IF NOT FOUND OR (r ->> 'received_at')::timestamptz < clock_timestamp() - interval '3 days' THEN
+            RETURN;     -- nobody's here, or an old one that is looked at once more
         END IF;
         tenant := f.tenant_id;
         subject := r ->> 'id';

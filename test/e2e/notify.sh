@@ -77,7 +77,7 @@ like 'the gateway got what the template says' "$(received 'select(.path == "/sms
 is 'with its token' "$(received 'select(.path == "/sms") | .authorization')" "Basic $(printf token:open | base64)"
 delivered() { true_in_sql "count(*) = $1 AND bool_and(state = 'delivered' AND attempts = 1) FROM billing.notifications WHERE event = 'usage.alert'"; }
 ok 'all of that at the first attempt' wait_until delivered 4
-is 'each id once' "$(received .id | sort | uniq -d)" ''
+is 'each id once' "$(received '.id // empty' | sort | uniq -d)" ''
 
 ## Secrets are rotated
 old=$(sql "SELECT secret FROM billing.notification_secrets WHERE channel_id = $hook")
@@ -116,7 +116,14 @@ ok 'one that knows no such address does not' wait_until is_in_state "$id" 'dead 
 fault /sms 503
 id=$(notice "$phone")
 ok 'a gateway that is down is asked again' wait_until is_in_state "$id" 'delivered 2'
-cluster_reload main pg_billing.smtp_password_file=/nonexistent
+# 0.0.0.0 leads to this machine, too, but is no name of it
+cluster_reload main pg_billing.smtp_url="smtp://0.0.0.0:$SMTP"
+fault smtp plain
+id=$(notice "$mail")
+ok 'mail for a server elsewhere that offers no TLS stays here' wait_until is_in_state "$id" 'waiting 1'
+like 'and it is said why' "$(sql "SELECT error FROM billing.notifications WHERE id = '$id'")" STARTTLS
+is 'which learns neither password nor mail' "$(count ".secure == false or .id == \"$id\"")" 0
+cluster_reload main pg_billing.smtp_url="smtp://127.0.0.1:$SMTP" pg_billing.smtp_password_file=/nonexistent
 id=$(notice "$mail")
 ok 'a password that cannot be read' wait_until is_in_state "$id" 'waiting 1'
 like 'is said' "$(sql "SELECT error FROM billing.notifications WHERE id = '$id'")" 'cannot use SMTP password file "/nonexistent"'

@@ -4,7 +4,8 @@
 //   POST /_fault {"path": "/hook", "fault": "500", "times": 2}     times -1: from now on; 0: no more
 //
 // Faults: a status; "hang" (no answer ever), "reset" (before anything is read), "lost" (received, but the answer is not
-// sent); of the mail server (path "smtp") also the status that RCPT is answered with.
+// sent); of the mail server (path "smtp") also the status that RCPT is answered
+// with, and "plain" (it offers no STARTTLS).
 // Secrets: POST /_secret {"path": "/hook", "secret": "whsec_…"}: deliveries there are verified with it.
 import { appendFileSync, readFileSync } from 'node:fs';
 import { createServer } from 'node:http';
@@ -83,7 +84,7 @@ function mail(socket) {
         }
         if (verb.startsWith('EHLO')) {
             say('250-receiver');
-            return say(secure ? '250 AUTH PLAIN' : '250 STARTTLS');
+            return say(secure || wrong === 'plain' ? '250 AUTH PLAIN' : '250 STARTTLS');
         }
         if (verb === 'STARTTLS') {
             say('220 go on');
@@ -95,12 +96,13 @@ function mail(socket) {
         }
         if (verb.startsWith('AUTH PLAIN')) {
             const given = line.slice(11);
-            if (!secure) return say('530 STARTTLS first');
+            if (!secure && wrong !== 'plain') return say('530 STARTTLS first');
             if (!given) return say('334 ');
             user = Buffer.from(given, 'base64').toString().split('\0').slice(1).join(':');
+            note({ path: 'auth', secure, user });
             return say(user === 'mailer:sesame' ? '235 welcome' : '535 wrong password');
         }
-        if (/^[A-Za-z0-9+/=]+$/.test(line) && secure && user === null && !/^(MAIL|RCPT|DATA|QUIT|RSET|NOOP)/.test(verb))
+        if (/^[A-Za-z0-9+/=]+$/.test(line) && user === null && !/^(MAIL|RCPT|DATA|QUIT|RSET|NOOP)/.test(verb))
             return command(`AUTH PLAIN ${line}`);
         if (verb.startsWith('MAIL')) return say(user === 'mailer:sesame' ? '250 fine' : '530 who are you');
         if (verb.startsWith('RCPT')) {
