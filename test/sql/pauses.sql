@@ -26,7 +26,7 @@ SELECT status FROM billing.record_usage('acme', 'api_calls', 500000);
 SELECT status FROM billing.record_usage('acme', 'api_calls', 1, occurred_at => '2030-01-31 12:50+00');
 SELECT billing.get_current_usage('acme', 'api_calls'), billing.get_overage_cost('acme', 'api_calls');
 SELECT billing.get_current_usage('acme', 'api_calls', 'previous'), billing.get_overage_cost('acme', 'api_calls', 'previous');
-SELECT * FROM billing.get_upcoming_invoice('acme');
+SELECT count(*) FROM billing.get_upcoming_invoice('acme');
 SELECT billing.run_rollup();
 SELECT quantity FROM billing.get_usage_history('acme', 'api_calls', 2);
 -- an override is the tenant's own and stays in force
