@@ -54,7 +54,7 @@ CREATE INDEX ON soak.actions (step, client);
 -- Wishes about subscriptions that change something.
 CREATE TABLE soak.wishes (
     action bigint NOT NULL REFERENCES soak.actions, tenant text NOT NULL, subscription bigint NOT NULL, kind text NOT NULL,
-    plan text, proration text
+    plan text, proration text, at timestamptz NOT NULL DEFAULT billing.now()
 );
 CREATE TABLE soak.audited (tenant text NOT NULL, action text NOT NULL);
 CREATE TABLE soak.events (
@@ -98,12 +98,14 @@ $$;
 CREATE PROCEDURE soak.set_up(tenants int, starts timestamptz, ends timestamptz, mean_hours float8)
 LANGUAGE plpgsql AS $$
 DECLARE
+    hour timestamptz := date_trunc('hour', starts, 'UTC');
     now timestamptz := starts;
+    before timestamptz := starts;
     step int := 0;
     settled boolean;
 BEGIN
     WHILE now < ends LOOP
-        settled := step < 2 OR soak.rnd('settled' || step) > 0.08;
+        settled := step < 2 OR now < soak.period(hour, 'UTC', now) + interval '1 hour' OR soak.rnd('settled' || step) > 0.08;
         INSERT INTO soak.steps VALUES (step, now, settled,
             CASE WHEN step > 1 AND soak.rnd('chaos' || step) < 0.15
                  THEN soak.among('chaos kind' || step, 'worker', 'worker', 'backend', 'server') END);
@@ -111,6 +113,11 @@ BEGIN
                         hours => 1 + floor(soak.rnd('gap' || step) * 2 * mean_hours)::int,
                         mins => 1 + floor(soak.rnd('minute' || step) * 44)::int)
                     ELSE date_trunc('hour', now, 'UTC') + interval '61 minutes' END;
+        -- the tenants of the first hour have their figures sent when their periods are over
+        IF now > soak.next_period(hour, 'UTC', before) + interval '1 hour' THEN
+            now := soak.next_period(hour, 'UTC', before) + interval '10 minutes';
+        END IF;
+        before := now;
         step := step + 1;
     END LOOP;
     UPDATE soak.steps s SET settled = true WHERE s.at = (SELECT max(l.at) FROM soak.steps l);
@@ -425,5 +432,6 @@ BEGIN
     RETURN NOT EXISTS (SELECT FROM billing.stripe_outbox o WHERE o.state IN ('waiting', 'sending'))
        AND NOT EXISTS (SELECT FROM billing.webhook_events w WHERE w.processed_at IS NULL)
        AND NOT EXISTS (SELECT FROM billing._stripe_due_hours())
+       AND NOT EXISTS (SELECT FROM billing.usage_figures f WHERE f.due_at <= billing.now() AND NOT f.blocked)
        AND NOT EXISTS (SELECT FROM billing._stripe_changes());
 END $$;

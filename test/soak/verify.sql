@@ -9,6 +9,7 @@
 --   * a span that comes to less than nothing, by voids of what an earlier span billed, bills nothing;
 --   * not at all if its period began before the subscription, if nobody ever paid for that (it expires after 23 hours), or
 --     if it ended before Stripe heard of it.
+-- Gauges are billed by one figure per period, or per stretch of it between changes of plan.
 -- An event is sent in its step, or if that was left unsettled by the end of the next settled one. If the plan changes
 -- meanwhile, after the event was recorded, Stripe may have got it before or after: then the sum of both is certain, and
 -- either lies between two bounds.
@@ -151,6 +152,48 @@ CREATE VIEW soak.billed_usage AS
                    FROM soak.lines l WHERE l.metric IS NOT NULL GROUP BY 1, 2, 3, 4, 5) l
              ON (l.stripe_id, l.plan, l.metric, l.starts, l.ends) = (x.stripe_id, x.plan, x.metric, x.starts, x.ends);
 
+-- What a gauge has come to in a period until a time, of an average over time the part that this makes up.
+CREATE FUNCTION soak.figure(tenant text, metric text, starts timestamptz, ends timestamptz, until timestamptz) RETURNS numeric
+LANGUAGE sql STABLE AS $$
+    SELECT coalesce(CASE $2 WHEN 'storage_gb'
+               THEN sum(e.quantity * extract(epoch FROM $5 - greatest(e.occurred_at, $3))) / extract(epoch FROM $4 - $3)
+               ELSE max(e.level) FILTER (WHERE e.until > $3) END, 0)
+      FROM (SELECT x.quantity, x.occurred_at, sum(x.quantity) OVER w AS level, lead(x.occurred_at, 1, 'infinity') OVER w AS until
+              FROM soak.events x WHERE x.tenant = $1 AND x.metric = $2 AND x.occurred_at < $5
+            WINDOW w AS (ORDER BY x.occurred_at, x.id)) e
+$$;
+
+-- The last change of a gauge in the hour of a time, after it, or that time: hours are rolled up whole.
+CREATE FUNCTION soak.last_change(tenant text, metric text, at timestamptz) RETURNS timestamptz LANGUAGE sql STABLE AS $$
+    SELECT greatest($3, max(e.occurred_at) + interval '1 microsecond') FROM soak.events e
+     WHERE e.tenant = $1 AND e.metric = $2 AND e.occurred_at >= $3 AND e.occurred_at < date_trunc('hour', $3, 'UTC') + interval '1 hour'
+$$;
+
+-- Gauges as they were billed, span by span, where that is certain: a change of plan and an end at once close a figure as of
+-- the wish, or of a change later in that hour; one that runs out with its period is certain if a step was taken before the
+-- invoice was final.
+CREATE VIEW soak.billed_gauges AS
+    SELECT g.*,
+           soak.figure(g.tenant, g.metric, g.period_start, g.period_end, g.until)
+           - soak.figure(g.tenant, g.metric, g.period_start, g.period_end, soak.last_change(g.tenant, g.metric, g.since)) AS least,
+           soak.figure(g.tenant, g.metric, g.period_start, g.period_end,
+                       CASE WHEN g.until < g.period_end THEN soak.last_change(g.tenant, g.metric, g.until) ELSE g.until END)
+           - soak.figure(g.tenant, g.metric, g.period_start, g.period_end, g.since) AS most
+      FROM (SELECT b.tenant, s.plan, s.starts, s.ends, s.period_start, s.period_end, u.metric, u.quantity,
+                   CASE WHEN before.at > s.period_start THEN before.at END AS since, coalesce(after.at, x.ends_at, s.period_end) AS until
+              FROM soak.spans s
+              JOIN soak.billed b USING (stripe_id)
+              JOIN soak.billed_usage u ON (u.stripe_id, u.plan, u.starts, u.ends) = (s.stripe_id, s.plan, s.starts, s.ends)
+                   AND u.metric IN ('storage_gb', 'user_seats')
+              LEFT JOIN soak.subscriptions x ON x.tenant = b.tenant AND x.id = b.id AND x.at_once AND b.ended_at = s.ends
+              LEFT JOIN LATERAL (SELECT max(w.at) AS at FROM soak.changes k JOIN soak.wishes w ON w.action = k.wish
+                                  WHERE k.stripe_id = s.stripe_id AND k.c = s.c) before ON true
+              LEFT JOIN LATERAL (SELECT max(w.at) AS at FROM soak.changes k JOIN soak.wishes w ON w.action = k.wish
+                                  WHERE k.stripe_id = s.stripe_id AND k.c = s.c + 1 AND k.at = s.ends) after ON true
+             WHERE NOT s.forgotten
+               AND (after.at IS NOT NULL OR x.ends_at IS NOT NULL
+                    OR EXISTS (SELECT FROM soak.steps t WHERE t.settled AND t.at >= s.ends AND t.at < s.ends + interval '1 hour'))) g;
+
 -- Flat fees: each period's in advance, and what a change within one makes of the rest.
 CREATE VIEW soak.fees AS
     WITH periods AS (
@@ -225,6 +268,9 @@ CREATE VIEW soak.differences (what, which, expected, found) AS
            u.quantity::text
       FROM soak.billed_usage u JOIN soak.billed b USING (stripe_id)
      WHERE u.metric NOT IN ('storage_gb', 'user_seats') AND (CASE WHEN u.forgotten THEN u.quantity IS NULL ELSE u.quantity BETWEEN u.least AND u.most END) IS NOT TRUE
+    UNION ALL
+    SELECT 'billed gauge', concat_ws(' ', g.tenant, g.plan, g.metric, g.starts, g.ends), concat_ws(' to ', round(g.least, 9), round(g.most, 9)), g.quantity::text
+      FROM soak.billed_gauges g WHERE (g.quantity BETWEEN g.least - 0.000001 AND g.most + 0.000001) IS NOT TRUE
     UNION ALL
     SELECT 'charge', concat_ws(' ', u.stripe_id, u.metric, u.starts), r.charges, u.charges
       FROM soak.billed_usage u,
@@ -309,9 +355,9 @@ CREATE VIEW soak.differences (what, which, expected, found) AS
 
 CREATE VIEW soak.summary AS
     SELECT format('# %s actions, %s events, %s subscriptions, %s changes of plan; at Stripe %s requests (%s met a fault), %s invoices, %s lines; '
-                  '%s periods of usage billed, %s events not, %s of them sent',
+                  '%s periods of usage billed, %s of gauges looked at, %s events not billed, %s of them sent',
                   (SELECT count(outcome) FROM soak.actions), (SELECT count(*) FROM soak.events), (SELECT count(*) FROM soak.subscriptions),
                   (SELECT count(*) FROM soak.changes), (SELECT count(*) FROM soak.loaded WHERE kind = 'request'),
                   (SELECT count(*) FROM soak.loaded WHERE kind = 'request' AND doc ? 'fault'), (SELECT count(*) FROM soak.loaded WHERE kind = 'invoice'),
-                  (SELECT count(*) FROM soak.lines), (SELECT count(*) FROM soak.billed_usage WHERE quantity > 0),
+                  (SELECT count(*) FROM soak.lines), (SELECT count(*) FROM soak.billed_usage WHERE quantity > 0), (SELECT count(*) FROM soak.billed_gauges WHERE quantity > 0),
                   (SELECT count(DISTINCT event) FROM soak.placed WHERE NOT billed), (SELECT count(DISTINCT event) FROM soak.placed WHERE sent AND NOT billed));
