@@ -5,7 +5,8 @@
 -- (export_deltas.sql).
 --
 -- What is due is looked up, not listed: of a tenant and metric the oldest hour, and once Stripe has it the next one, so
--- that planning costs as much as is sent, whatever else is waiting.
+-- that planning costs as much as is sent, whatever else is waiting. What runs for each request is PL/pgSQL, whose plans are
+-- kept.
 
 -- Whether a metric's billing period is the sum of its hours.
 CREATE FUNCTION billing._adds_up(kind text, aggregation text) RETURNS boolean
@@ -58,24 +59,26 @@ $$;
 
 -- Whether usage of a tenant and metric may be sent: nothing of it is under way, nor a change of what it is billed at.
 CREATE FUNCTION billing._stripe_usage_free(tenant_id text, metric text) RETURNS boolean
-LANGUAGE sql STABLE AS $$
-    SELECT NOT EXISTS (SELECT FROM billing.stripe_outbox o
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN NOT EXISTS (SELECT FROM billing.stripe_outbox o
                         WHERE o.tenant_id = $1 AND o.state IN ('waiting', 'sending')
                           AND (o.kind IN ('meter_event', 'delta_find') AND o.subject = $2
-                               OR o.kind IN ('subscription_update', 'subscription_cancel')))
-$$;
+                               OR o.kind IN ('subscription_update', 'subscription_cancel')));
+END $$;
 
 CREATE FUNCTION billing._stripe_enqueue_usage(tenant_id text, metric text, event_name text, customer text, value numeric,
                                               at timestamptz, detail jsonb) RETURNS bigint
-LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-    SELECT billing._stripe_enqueue($1, 'meter_event', $2, 'POST', '/v1/billing/meter_events',
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN billing._stripe_enqueue($1, 'meter_event', $2, 'POST', '/v1/billing/meter_events',
                jsonb_build_object('event_name', $3, 'timestamp', floor(extract(epoch FROM $6))::bigint,
-                   'payload', jsonb_build_object('stripe_customer_id', $4, 'value', trim_scale($5)::text)), $7)
-$$;
+                   'payload', jsonb_build_object('stripe_customer_id', $4, 'value', trim_scale($5)::text)), $7);
+END $$;
 
 -- Plans the oldest hour of a tenant and metric that is due; returns whether there was one to plan.
 CREATE FUNCTION billing._stripe_plan_hour(tenant text, what text) RETURNS boolean
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
     d record;
 BEGIN
