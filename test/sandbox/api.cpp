@@ -305,6 +305,11 @@ http::Response Api::control(const http::Request &request) {
             faults_.clear();
             return json_response(200, json::object());
         }
+        if (what == "POST /_sandbox/usage") {
+            const json wish = json::parse(request.body);
+            meters_.tamper(wish);
+            return json_response(200, wish);
+        }
         if (what == "GET /_sandbox/state")
             return json_response(200, state());
         if (what == "GET /_sandbox/requests")
@@ -317,6 +322,10 @@ http::Response Api::control(const http::Request &request) {
     } catch (const ApiError &error) {
         return json_response(error.status, error.body());
     } catch (const stripe::FormError &error) {
+        return json_response(400, invalid(error.what()).body());
+    } catch (const json::exception &error) {
+        return json_response(400, invalid(error.what()).body());
+    } catch (const std::invalid_argument &error) {
         return json_response(400, invalid(error.what()).body());
     }
 }

@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "test/sandbox/errors.hpp"
+#include "test/sandbox/invoice_items.hpp"
 #include "test/sandbox/prices.hpp"
 
 namespace pg_billing::sandbox {
@@ -76,6 +77,11 @@ void Invoices::rate_lines(json &invoice) {
     json lines = json::array();
     std::int64_t total = 0;
     for (const json &span : invoice["_spans"]) {
+        if (span.contains("invoice_item")) {
+            lines.push_back(line_of_item(invoice, span, lines.size() + 1));
+            total += span["amount"].get<std::int64_t>();
+            continue;
+        }
         const json &price = store_.get("price", span["price"]);
         const std::string product = store_.get("product", price["product"])["name"];
         for (Charge charge : rate(price, quantity_of(span, invoice["customer"]))) {
@@ -98,6 +104,8 @@ void Invoices::rate_lines(json &invoice) {
 json Invoices::build(const json &subscription, const std::string &reason, json spans, std::int64_t time) {
     const json &customer = store_.get("customer", subscription["customer"]);
     const json &item = subscription["items"]["data"][0];
+    for (json &span : pending_spans(store_, subscription))
+        spans.push_back(std::move(span));
     json invoice = {{"id", store_.new_id("in", 24)},
                     {"object", "invoice"},
                     {"account_country", "US"},
@@ -150,8 +158,14 @@ json Invoices::build(const json &subscription, const std::string &reason, json s
     return invoice;
 }
 
+json Invoices::preview(json invoice) {
+    invoice["id"] = "upcoming_" + invoice["id"].get<std::string>();
+    return previews_[invoice["id"]] = std::move(invoice);
+}
+
 json &Invoices::add_draft(json built, std::int64_t finalizes_at) {
     json &invoice = store_.add(std::move(built));
+    attach_items(store_, invoice);
     invoice["automatically_finalizes_at"] = finalizes_at;
     store_.emit("invoice.created", invoice);
     return invoice;
@@ -305,14 +319,17 @@ void Invoices::model(Catalog &catalog) {
                        (!call.has("due_date") || (!due.is_null() && in_range(params["due_date"], due)));
             });
         });
-    catalog.model("GET /v1/invoices/{id}/lines", {"limit", "starting_after", "ending_before"},
-                  [this](const Call &call) {
-                      const json &lines = store_.get("invoice", call.id())["_lines"];
-                      std::vector<const json *> in_order;
-                      for (const json &line : lines)
-                          in_order.push_back(&line);
-                      return page_of(in_order, "/v1/invoices/" + call.id() + "/lines", call.params);
-                  });
+    catalog.model(
+        "GET /v1/invoices/{id}/lines", {"limit", "starting_after", "ending_before"},
+        [this](const Call &call) {
+            const auto preview = previews_.find(call.id());
+            const json &lines =
+                (preview != previews_.end() ? preview->second : store_.get("invoice", call.id()))["_lines"];
+            std::vector<const json *> in_order;
+            for (const json &line : lines)
+                in_order.push_back(&line);
+            return page_of(in_order, "/v1/invoices/" + call.id() + "/lines", call.params);
+        });
     catalog.model("POST /v1/invoices/{id}/finalize", {}, [this](const Call &call) {
         json &invoice = invoice_in(call, "draft");
         finalize(invoice, store_.time_of(invoice));

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 
 #include "test/sandbox/catalog.hpp"
@@ -34,6 +35,8 @@ class Invoices {
     void preview_credit(json &invoice, std::int64_t time) { credits_.apply(invoice, time, true); }
     // Stores a built invoice as a draft that finalizes by itself at that time.
     json &add_draft(json invoice, std::int64_t finalizes_at);
+    // Keeps a built invoice for whoever asks for its lines; returns it as it is. It is on no list.
+    json preview(json invoice);
     // Freezes a draft and, for charge_automatically, tries to collect unless payment waits for the customer.
     void finalize(json &invoice, std::int64_t time, bool collect = true);
     // The span with its usage as it is now, which later usage does not change.
@@ -55,6 +58,7 @@ class Invoices {
     Store &store_;
     Meters &meters_;
     Credits &credits_;
+    std::map<std::string, json> previews_;
 };
 
 }  // namespace pg_billing::sandbox

@@ -17,6 +17,7 @@
 #include "test/sandbox/checkout.hpp"
 #include "test/sandbox/clocks.hpp"
 #include "test/sandbox/credits.hpp"
+#include "test/sandbox/invoice_items.hpp"
 #include "test/sandbox/invoices.hpp"
 #include "test/sandbox/meters.hpp"
 #include "test/sandbox/prices.hpp"
@@ -72,6 +73,7 @@ void run(const std::string &listen, const std::string &endpoints, std::uint64_t 
     meters.model(catalog, [&](const std::string &customer) { invoices.usage_changed(customer); });
     credits.model(catalog);
     invoices.model(catalog);
+    sandbox::model_invoice_items(catalog, store);
     subscriptions.model(catalog);
     checkout.model(catalog);
     clocks.model(catalog);

@@ -56,6 +56,7 @@ Decimal meter_value(const json &payload, const std::string &key) {
 }  // namespace
 
 void Meters::model(Catalog &catalog, std::function<void(const std::string &)> usage_changed) {
+    usage_changed_ = std::move(usage_changed);
     catalog.model("POST /v1/billing/meters",
                   {"default_aggregation", "display_name", "event_name", "customer_mapping",
                    "event_time_window", "value_settings"},
@@ -91,9 +92,9 @@ void Meters::model(Catalog &catalog, std::function<void(const std::string &)> us
                 return meter;
             });
     catalog.model("POST /v1/billing/meter_events", {"event_name", "payload", "identifier", "timestamp"},
-                  [this, usage_changed](const Call &call) {
+                  [this](const Call &call) {
                       json event = record(call);
-                      usage_changed(event.at("_customer"));
+                      usage_changed_(event.at("_customer"));
                       return event;
                   });
     catalog.model("GET /v1/billing/meters/{id}/event_summaries",
@@ -262,6 +263,17 @@ std::string Meters::exclusive_key(const std::string &method, const std::string &
         if (value.is_string() && value.get_ref<const std::string &>().starts_with("cus_"))
             key += "\n" + value.get<std::string>();
     return key;
+}
+
+void Meters::tamper(const json &wish) {
+    const json &meter = active_meter(wish.at("event_name"));
+    const std::string customer = store_.get("customer", wish.at("customer"), "customer")["id"];
+    Series &series = usage_[{meter["id"], customer}];
+    const std::int64_t hour = floor_to(wish.at("timestamp"), kHour);
+    series.erase(series.lower_bound(hour), series.lower_bound(hour + kHour));
+    if (wish.contains("value"))
+        series.emplace(hour + 1, Decimal::parse(wish["value"].get<std::string>()));
+    usage_changed_(customer);
 }
 
 json Meters::state() {

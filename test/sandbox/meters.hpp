@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <string>
 #include <unordered_map>
@@ -32,6 +33,10 @@ class Meters {
     // Names what one call at a time is allowed for, "" if the call is not a meter event's.
     static std::string exclusive_key(const std::string &method, const std::string &path, const json &params);
 
+    // Sets what a customer used in the hour of `timestamp` to `value`, or without one to nothing, behind everybody's back.
+    // Throws json::exception where the wish is malformed.
+    void tamper(const json &wish);
+
     // Totals per event_name, customer and hour, for the test control.
     json state();
 
@@ -45,6 +50,7 @@ class Meters {
     json &active_meter(const std::string &event_name);
 
     Store &store_;
+    std::function<void(const std::string &customer)> usage_changed_;
     std::map<std::pair<std::string, std::string>, Series> usage_;  // (meter, customer)
     std::unordered_map<std::string, std::int64_t> identifiers_;    // machine time of arrival
 };

@@ -275,9 +275,8 @@ json Subscriptions::preview(const Call &call) {
                 spans.push_back(span_of(item, time, next));
     }
     json invoice = invoices_.build(subscription, "upcoming", std::move(spans), time);
-    invoice["id"] = "upcoming_" + invoice["id"].get<std::string>();
     invoices_.preview_credit(invoice, time);
-    return invoice;
+    return invoices_.preview(std::move(invoice));
 }
 
 void Subscriptions::model(Catalog &catalog) {
