@@ -147,13 +147,18 @@ Call read_tenant(FunctionCallInfo fcinfo) {
     return call;
 }
 
-Call read_call(FunctionCallInfo fcinfo) {
+Call read_names(FunctionCallInfo fcinfo) {
     Call call = begin_call();
     if (!PG_ARGISNULL(0))
         set_text(PG_GETARG_DATUM(0), &call.tenant, &call.tenant_text);
     if (!PG_ARGISNULL(1))
         set_text(PG_GETARG_DATUM(1), &call.metric, &call.metric_text);
     check_names(call);
+    return call;
+}
+
+Call read_call(FunctionCallInfo fcinfo) {
+    Call call = read_names(fcinfo);
     if (PG_ARGISNULL(2))
         throw Failure(sqlstate::kInvalidQuantity, "quantity is null", "Leave it out for 1.");
     call.quantity = pg_call([&] { return PG_GETARG_NUMERIC(2); });

@@ -44,6 +44,9 @@ void check_key(const Call &call);
 void check_time(const Call &call);
 void check_properties(const Call &call);
 
+// Reads and checks tenant and metric alone, whoever makes the call.
+Call read_names(FunctionCallInfo fcinfo);
+
 // Reads and checks the arguments that all verbs have: tenant, metric and quantity; and that the caller may make it.
 Call read_call(FunctionCallInfo fcinfo);
 

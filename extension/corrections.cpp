@@ -112,6 +112,15 @@ Datum void_usage(FunctionCallInfo fcinfo) {
     return pg_call([&] { return decision_datum(fcinfo, terms, decision); });
 }
 
+// Of billing.repair(), which has changed what counters are loaded from, and kept everybody else from using them.
+Datum match_counters(FunctionCallInfo fcinfo) {
+    Call call = read_names(fcinfo);
+    call.occurred_at = PG_GETARG_TIMESTAMPTZ(2);
+    Terms terms = with_period(terms_of(call), PG_GETARG_TIMESTAMPTZ(3));
+    match_tables(call, terms);
+    PG_RETURN_VOID();
+}
+
 }  // namespace
 }  // namespace pg_billing
 
@@ -123,4 +132,8 @@ PG_BILLING_FUNCTION(pg_billing_set_usage) {
 
 PG_BILLING_FUNCTION(pg_billing_void_usage) {
     return pg_entry([&] { return void_usage(fcinfo); });
+}
+
+PG_BILLING_FUNCTION(pg_billing_match_counters) {
+    return pg_entry([&] { return match_counters(fcinfo); });
 }

@@ -234,6 +234,16 @@ int64 hold_counters(const Call &call, Terms &terms) {
     return largest;
 }
 
+void match_tables(const Call &call, Terms &terms) {
+    for (int i = 0; i < terms.limit_count; i++) {
+        Limit &limit = terms.limits[i];
+        Counter *counter = hold(call, terms, limit);
+        const int64 amiss = load_total(call, terms, limit).used - counter_used(counter) - owed(limit);
+        int64 used;
+        journal::reserve(counter, amiss, PG_INT64_MAX, &used);  // no overflow: the sum is what the tables say
+    }
+}
+
 void raise_overflow(const Call &call) {
     throw Failure(sqlstate::kQuantityOutOfRange,
                   "quantity " + shown(call.quantity) + " is more than the counter of metric \"" +

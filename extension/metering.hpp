@@ -60,6 +60,10 @@ void mark_held(const Terms &terms);
 // numbers. Raises if there is no room for one.
 int64 hold_counters(const Call &call, Terms &terms);
 
+// Makes all counters what the tables say, as this transaction sees them, at its commit. Nothing else of them may be in
+// flight.
+void match_tables(const Call &call, Terms &terms);
+
 [[noreturn]] void raise_overflow(const Call &call);
 
 // Takes back what reserve() has just reserved.

@@ -16,10 +16,16 @@ int dedup_window, event_retention, notify_timeout, rollup_interval;
 bool notify_private_addresses;
 char *mail_from, *notify_ca_file, *sms_body, *sms_token_file, *sms_url, *smtp_password_file, *smtp_url,
     *smtp_user;
+int reconcile_interval, reconcile_reads, reconcile_settle;
 int stripe_concurrency, stripe_rate, stripe_timeout, submit_interval;
+int late_usage;
 char *stripe_api_base, *stripe_api_key_file, *stripe_api_version, *stripe_ca_file;
 
 constexpr int kSecondsPerDay = 24 * 60 * 60;
+
+// SQL reads the name.
+const config_enum_entry kLatePolicies[] = {
+    {"ignore", 0, false}, {"next_period", 1, false}, {"invoice_item", 2, false}, {nullptr, 0, false}};
 
 }  // namespace
 
@@ -43,6 +49,10 @@ void define() {
                             "Stripe accepts usage that is up to 35 days late.", &late_limit,
                             35 * kSecondsPerDay, 0, 35 * kSecondsPerDay, PGC_SIGHUP, GUC_UNIT_S, nullptr,
                             nullptr, nullptr);
+    DefineCustomEnumVariable(
+        "pg_billing.late_usage", "Says how usage is billed that comes after its period's invoice is final.",
+        "With the next period, as an item of the next invoice, or not at all. A plan may say otherwise.",
+        &late_usage, 0, kLatePolicies, PGC_SUSET, 0, nullptr, nullptr, nullptr);
     DefineCustomStringVariable("pg_billing.mail_from", "Sets who e-mails are from.",
                                "An address, or a name and an address in angle brackets.", &mail_from, "",
                                PGC_SIGHUP, GUC_SUPERUSER_ONLY, nullptr, nullptr, nullptr);
@@ -62,6 +72,18 @@ void define() {
                              &notify_private_addresses, false, PGC_SIGHUP, 0, nullptr, nullptr, nullptr);
     DefineCustomIntVariable("pg_billing.notify_timeout", "Sets how long one notification may take.", nullptr,
                             &notify_timeout, 15, 1, 600, PGC_SIGHUP, GUC_UNIT_S, nullptr, nullptr, nullptr);
+    DefineCustomIntVariable(
+        "pg_billing.reconcile_interval", "Sets the time between reconciliations of all tenants with Stripe.",
+        "Each is of the current and the previous billing period. 0: only those asked for.",
+        &reconcile_interval, 0, 0, PG_INT32_MAX, PGC_SUSET, GUC_UNIT_S, nullptr, nullptr, nullptr);
+    DefineCustomIntVariable(
+        "pg_billing.reconcile_reads", "Sets how many reads of Stripe reconciliations may make in 24 hours.",
+        "Stripe allows 500 for each transaction, and 10,000 a month at least. -1: without end.",
+        &reconcile_reads, 300, -1, 1000000, PGC_SUSET, 0, nullptr, nullptr, nullptr);
+    DefineCustomIntVariable(
+        "pg_billing.reconcile_settle", "Sets how old an hour has to be before it is compared with Stripe's.",
+        "Stripe's summaries lag behind. A difference is looked at again after a twelfth of it.",
+        &reconcile_settle, 60 * 60, 0, 35 * kSecondsPerDay, PGC_SUSET, GUC_UNIT_S, nullptr, nullptr, nullptr);
     DefineCustomIntVariable("pg_billing.rollup_interval", "Sets the time between rollups.", nullptr,
                             &rollup_interval, 60, 1, kSecondsPerDay, PGC_SIGHUP, GUC_UNIT_S, nullptr, nullptr,
                             nullptr);

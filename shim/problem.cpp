@@ -49,6 +49,7 @@ constexpr Rule kRules[] = {
     {"UB051", 503, "capacity_exhausted", "", ""},
     {"UB060", 503, "stripe_sync_timed_out", "", ""},
     {"UB061", 503, "stripe_paused", "", ""},
+    {"UB064", 404, "unknown_invoice", "", ""},
     {"3F000", 503, "not_installed", "", "The database has no pg_billing."},
     {"42883", 503, "not_installed", "", "The database's pg_billing lacks a function this server calls."},
     {"42P01", 503, "not_installed", "", "billing.install() was not run in the database."},

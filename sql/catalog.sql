@@ -47,6 +47,7 @@ BEGIN
         currency          text NOT NULL DEFAULT 'usd' CHECK (currency ~ '^[a-z]{3}$'),
         interval_months   int NOT NULL DEFAULT 1 CHECK (interval_months BETWEEN 1 AND 12),
         past_due_grace    interval NOT NULL DEFAULT '7 days',
+        late_usage        text CHECK (late_usage IN ('ignore', 'next_period', 'invoice_item')),  -- null: pg_billing.late_usage
         stripe_product_id text,
         stripe_price_id   text
     );

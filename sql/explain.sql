@@ -92,7 +92,7 @@ BEGIN
         (SELECT i.description, i.quantity, i.amount, i.period_start, i.period_end FROM billing.invoice_lines i
           WHERE i.tenant_id = explain_invoice_line.tenant_id AND i.stripe_invoice_id = invoice
             AND i.metric = explain_invoice_line.metric
-          ORDER BY i.stripe_line_id)
+          ORDER BY i.ordinal)
     LOOP
         starts := least(starts, l.period_start);
         ends := greatest(ends, l.period_end);

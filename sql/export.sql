@@ -37,7 +37,8 @@ RETURNS TABLE (tenant_id text, metric text, period_start timestamptz, hour times
 LANGUAGE sql STABLE AS $$
     SELECT a.tenant_id, a.metric, a.period_start, a.hour, a.quantity,
            a.quantity - CASE WHEN m.export = 'delta' AND a.submitted IS NOT NULL THEN a.submitted
-                             WHEN i.since > a.hour THEN i.counted ELSE 0 END,
+                             WHEN i.since > a.hour THEN i.counted ELSE 0 END
+               + billing._carried(a.tenant_id, a.metric, a.hour, i.since),
            billing._stripe_moment(a.hour, a.period_start, s.stripe_offset, i.since), c.stripe_customer_id, m.stripe_event_name,
            m.export
       FROM billing.usage_aggregates a

@@ -35,6 +35,10 @@ BEGIN
     PERFORM billing._install_export_deltas();
     PERFORM billing._install_sessions();
     PERFORM billing._install_webhooks();
+    PERFORM billing._install_invoices();
+    PERFORM billing._install_invoice_preview();
+    PERFORM billing._install_late_usage();
+    PERFORM billing._install_reconcile();
     PERFORM billing._install_notifications();
     PERFORM billing._install_events();
     PERFORM billing._install_api_keys();

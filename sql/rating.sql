@@ -116,8 +116,10 @@ BEGIN
                r.quantity, r.unit_amount, r.amount, s.currency, lower(period), upper(period)
           FROM billing.plan_metrics pm
           JOIN billing.metrics m ON m.name = pm.metric
-         CROSS JOIN LATERAL billing._rate(pm.plan, pm.metric, CASE WHEN projected THEN billing.get_projected_usage(own, m.name)
-                                                                   ELSE billing._billable(own, m.name, period) END) r
+         CROSS JOIN LATERAL billing._rate(pm.plan, pm.metric,
+                                          greatest(0, CASE WHEN projected THEN billing.get_projected_usage(own, m.name)
+                                                           ELSE billing._billable(own, m.name, period) END
+                                                      + billing._late_usage_in(own, m.name, period))) r
          WHERE pm.plan = s.plan
          ORDER BY m.name, r.tier, r.flat;
     END IF;

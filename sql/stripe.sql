@@ -45,6 +45,8 @@ BEGIN
         WHERE state IN ('waiting', 'sending');
     CREATE INDEX IF NOT EXISTS stripe_outbox_undelivered ON billing.stripe_outbox (tenant_id, kind, subject)
         WHERE state <> 'delivered';
+    CREATE INDEX IF NOT EXISTS stripe_outbox_reads ON billing.stripe_outbox (created_at)
+        WHERE kind IN ('meter_summary', 'invoice_list');
     COMMENT ON TABLE billing.stripe_outbox IS 'every request to Stripe, frozen; failed rows that were not retried are the dead letter';
 
     -- Which database this is. A copy (pg_restore, a template, a clone) differs and must not bill a second time.

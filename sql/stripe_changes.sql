@@ -248,6 +248,8 @@ BEGIN
     PERFORM billing._stripe_give_up();
     requests := billing._stripe_plan_catalog() + billing._stripe_plan_tenants() + billing._stripe_plan_credits();
     requests := requests + billing._stripe_plan_sessions() + billing._stripe_plan_changes();
+    requests := requests + billing._stripe_plan_late_usage();
     requests := requests + billing._stripe_plan_usage(stock) + billing._stripe_plan_figures(stock);
+    requests := requests + billing._stripe_plan_reconcile();
     RETURN requests + billing._stripe_plan_webhooks();
 END $$;

@@ -3,8 +3,9 @@
 -- A refused request is never sent again: Stripe may still answer its key with the refusal it remembers, and what it said
 -- may be out of date. It stays as history with retried_at set, no longer blocks, and the planner makes a new request of
 -- today's tables. Most requests are harmless to repeat under a new key: a product has our id, prices and meters are
--- looked for first, an hour's total overwrites, an object is fetched. Of a customer, a subscription or a credit grant Stripe would make a
--- second one, and an attempt whose answer was lost or made no sense may have made the first: so that is looked for by our
+-- looked for first, an hour's total overwrites, an object is fetched. Of a customer, a subscription, a credit grant or an
+-- invoice item Stripe would make a second one, and an attempt whose answer was lost or made no sense may have made the
+-- first: so that is looked for by our
 -- metadata, and adopted if it is there.
 
 -- What an administrator can do about a refusal.
@@ -122,6 +123,12 @@ BEGIN
         UPDATE billing.webhook_events e SET processed_at = NULL, request_id = NULL, outcome = NULL
          WHERE e.object_type = split_part(f.kind, '_', 1) AND e.object_id = f.subject
            AND (e.request_id = f.id OR f.kind = 'invoice_lines');
+    WHEN f.kind IN ('late_item_create', 'late_item_find') THEN
+        PERFORM billing._stripe_enqueue(f.tenant_id, 'late_item_find', f.subject, 'GET', '/v1/invoiceitems',
+                    jsonb_build_object('customer', c.stripe_customer_id, 'limit', 100))
+           FROM billing.billing_customers c WHERE c.tenant_id = f.tenant_id;
+    WHEN f.kind IN ('meter_summary', 'invoice_list') THEN
+        PERFORM billing._reconcile_refused(request, NULL);
     ELSE
         NULL;       -- the catalogue and changes of subscriptions, which are planned anew by themselves
     END CASE;

@@ -1,63 +1,5 @@
 -- What an answer of Stripe's changes here.
 
--- Stores lines of an invoice; with the first of them, what was stored before is gone: a draft's lines change.
-CREATE FUNCTION billing._apply_invoice_lines(tenant text, invoice text, lines jsonb, first boolean) RETURNS void
-LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-    DELETE FROM billing.invoice_lines l WHERE $4 AND l.tenant_id = $1 AND l.stripe_invoice_id = $2;
-    INSERT INTO billing.invoice_lines AS l
-    SELECT $1, $2, line ->> 'id',
-           -- by the item, or by the price where the item is gone since
-           coalesce((SELECT i.metric FROM billing.subscription_items i
-                      WHERE i.tenant_id = $1
-                        AND i.stripe_item_id = coalesce(line #>> '{parent,subscription_item_details,subscription_item}',
-                                                        line ->> 'subscription_item')
-                      LIMIT 1),
-                    (SELECT pm.metric FROM billing.plan_metrics pm
-                      WHERE pm.stripe_price_id = coalesce(line #>> '{pricing,price_details,price}', line #>> '{price,id}')
-                      LIMIT 1)),
-           line ->> 'description',
-           coalesce(line ->> 'quantity_decimal', line ->> 'quantity')::numeric,
-           (line ->> 'amount')::numeric,
-           line ->> 'currency',
-           to_timestamp((line #>> '{period,start}')::bigint),
-           to_timestamp((line #>> '{period,end}')::bigint),
-           coalesce(line #>> '{pricing,price_details,price}', line #>> '{price,id}')
-      FROM jsonb_array_elements($3) line
-    ON CONFLICT ON CONSTRAINT invoice_lines_pkey
-    DO UPDATE SET metric = excluded.metric, description = excluded.description, quantity = excluded.quantity,
-                  amount = excluded.amount, period_start = excluded.period_start, period_end = excluded.period_end
-$$;
-
--- Stores an invoice; an invoice longer than its embedded first page has all its lines fetched.
-CREATE FUNCTION billing._apply_invoice(tenant text, invoice jsonb) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    INSERT INTO billing.invoices AS i
-    VALUES (tenant, invoice ->> 'id', invoice ->> 'number', invoice ->> 'status', invoice ->> 'billing_reason',
-            invoice ->> 'currency', (invoice ->> 'subtotal')::numeric, (invoice ->> 'total')::numeric,
-            (invoice ->> 'amount_due')::numeric, (invoice ->> 'amount_paid')::numeric,
-            (invoice ->> 'amount_remaining')::numeric,
-            to_timestamp((invoice ->> 'period_start')::bigint), to_timestamp((invoice ->> 'period_end')::bigint),
-            to_timestamp((invoice ->> 'due_date')::bigint),
-            to_timestamp((invoice #>> '{status_transitions,finalized_at}')::bigint),
-            invoice ->> 'hosted_invoice_url', invoice ->> 'invoice_pdf', to_timestamp((invoice ->> 'created')::bigint))
-    ON CONFLICT ON CONSTRAINT invoices_pkey
-    DO UPDATE SET number = excluded.number, status = excluded.status, subtotal = excluded.subtotal,
-        total = excluded.total, amount_due = excluded.amount_due, amount_paid = excluded.amount_paid,
-        amount_remaining = excluded.amount_remaining, due_date = excluded.due_date,
-        finalized_at = excluded.finalized_at, hosted_invoice_url = excluded.hosted_invoice_url,
-        invoice_pdf = excluded.invoice_pdf;
-    PERFORM billing._compare_credit(tenant, invoice);
-    IF (invoice #>> '{lines,has_more}')::boolean THEN
-        IF billing._stripe_free(tenant, 'invoice_lines', invoice ->> 'id') THEN
-            PERFORM billing._stripe_enqueue(tenant, 'invoice_lines', invoice ->> 'id', 'GET',
-                        format('/v1/invoices/%s/lines', invoice ->> 'id'), '{"limit": 100}');
-        END IF;
-    ELSE
-        PERFORM billing._apply_invoice_lines(tenant, invoice ->> 'id', invoice #> '{lines,data}', true);
-    END IF;
-END $$;
-
 -- Takes the answer to a catalogue request: stores the id, or turns "not found" into "create". The request is a row of
 -- stripe_outbox, passed as JSON because a table's type cannot be an argument before the table exists.
 CREATE FUNCTION billing._apply_catalog(request jsonb, response jsonb) RETURNS void
@@ -153,13 +95,23 @@ BEGIN
         PERFORM billing._apply_credit(request, response);
     WHEN 'invoice_fetch' THEN
         PERFORM billing._apply_invoice(r.tenant_id, response);
+    WHEN 'invoice_preview', 'invoice_preview_lines' THEN
+        PERFORM billing._apply_preview(request, response);
+    WHEN 'meter_summary' THEN
+        PERFORM billing._apply_summary(request, response);
+    WHEN 'invoice_list' THEN
+        PERFORM billing._apply_invoice_list(request, response);
     WHEN 'invoice_lines' THEN
         PERFORM billing._apply_invoice_lines(r.tenant_id, r.subject, response -> 'data',
                                              NOT r.params ? 'starting_after');
         IF (response ->> 'has_more')::boolean THEN
             PERFORM billing._stripe_enqueue(r.tenant_id, r.kind, r.subject, 'GET', r.path,
                         r.params || jsonb_build_object('starting_after', response #>> '{data,-1,id}'));
+        ELSE
+            PERFORM billing._note_late_usage_on(r.tenant_id, r.subject);
         END IF;
+    WHEN 'late_item_create', 'late_item_find' THEN
+        PERFORM billing._apply_late_item(request, response);
     END CASE;
 END $$;
 
@@ -218,6 +170,10 @@ BEGIN
     END IF;
     IF request.kind = 'meter_event' THEN
         PERFORM billing._stripe_usage_settled(to_jsonb(request));
+        PERFORM billing._look_for_late_usage(request.tenant_id, request.subject, (request.detail ->> 'period_start')::timestamptz);
+    END IF;
+    IF verdict = 'failed' AND request.kind IN ('meter_summary', 'invoice_list') THEN
+        PERFORM billing._reconcile_refused(to_jsonb(request), complaint);
     END IF;
     IF request.kind = 'session_create' AND verdict = 'failed' THEN
         PERFORM billing._apply_session(request.tenant_id, request.subject, NULL, complaint);

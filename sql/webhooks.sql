@@ -1,4 +1,4 @@
--- Stripe's webhooks, stored raw by the shim, and the invoices they lead to. webhook_events belongs to no tenant.
+-- Stripe's webhooks, stored raw by the shim. webhook_events belongs to no tenant.
 
 CREATE FUNCTION billing._install_webhooks() RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -21,46 +21,6 @@ BEGIN
         WHERE processed_at IS NULL;
     CREATE INDEX IF NOT EXISTS webhook_events_request ON billing.webhook_events (request_id) WHERE processed_at IS NULL;
     COMMENT ON TABLE billing.webhook_events IS 'every verified webhook of Stripe''s, raw, and what became of it';
-
-    CREATE TABLE IF NOT EXISTS billing.invoices (
-        tenant_id          text COLLATE "C" NOT NULL REFERENCES billing.billing_customers,
-        stripe_invoice_id  text NOT NULL,
-        number             text,
-        status             text NOT NULL,
-        billing_reason     text,
-        currency           text NOT NULL,
-        subtotal           numeric NOT NULL,     -- money in minor units
-        total              numeric NOT NULL,
-        amount_due         numeric NOT NULL,
-        amount_paid        numeric NOT NULL,
-        amount_remaining   numeric NOT NULL,
-        period_start       timestamptz,
-        period_end         timestamptz,
-        due_date           timestamptz,
-        finalized_at       timestamptz,
-        hosted_invoice_url text,
-        invoice_pdf        text,
-        created_at         timestamptz NOT NULL,
-        PRIMARY KEY (tenant_id, stripe_invoice_id)
-    );
-    COMMENT ON TABLE billing.invoices IS 'invoices as Stripe has them; money in minor units';
-
-    CREATE TABLE IF NOT EXISTS billing.invoice_lines (
-        tenant_id         text COLLATE "C" NOT NULL,
-        stripe_invoice_id text NOT NULL,
-        stripe_line_id    text NOT NULL,
-        metric            text,                  -- null: the plan's flat fee, or a line made elsewhere
-        description       text,
-        quantity          numeric,
-        amount            numeric NOT NULL,
-        currency          text NOT NULL,
-        period_start      timestamptz,
-        period_end        timestamptz,
-        stripe_price_id   text,
-        PRIMARY KEY (tenant_id, stripe_invoice_id, stripe_line_id),
-        FOREIGN KEY (tenant_id, stripe_invoice_id) REFERENCES billing.invoices
-    );
-    COMMENT ON TABLE billing.invoice_lines IS 'lines of an invoice; graduated usage has one line per tier';
 END $$;
 
 CREATE FUNCTION billing.receive_webhook(payload text) RETURNS text

@@ -92,6 +92,8 @@ void Credits::apply(json &invoice, std::int64_t time, bool preview) {
     for (json *grant : spendable(invoice["customer"], invoice["currency"], time)) {
         std::int64_t balance = balance_of(*grant);
         for (json &line : invoice["_lines"]) {
+            if (line["pricing"].is_null())
+                continue;  // an invoice item
             std::int64_t due = line["amount"];
             for (const json &paid : line["pretax_credit_amounts"])
                 due -= paid["amount"].get<std::int64_t>();

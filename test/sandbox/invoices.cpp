@@ -159,8 +159,9 @@ json Invoices::build(const json &subscription, const std::string &reason, json s
 }
 
 json Invoices::preview(json invoice) {
-    invoice["id"] = "upcoming_" + invoice["id"].get<std::string>();
-    return previews_[invoice["id"]] = std::move(invoice);
+    const std::string id = "upcoming_" + invoice["id"].get<std::string>();
+    invoice["id"] = id;
+    return previews_[id] = std::move(invoice);
 }
 
 json &Invoices::add_draft(json built, std::int64_t finalizes_at) {

@@ -95,6 +95,7 @@ CREATE FUNCTION invoice(id text, status text, lines jsonb) RETURNS jsonb LANGUAG
         'due_date', NULL, 'status_transitions', '{"finalized_at": 1898514000}'::jsonb, 'created', 1898510400, 'lines', lines)
 $$;
 CALL settle('acme', 'invoice_fetch', 'in_1', 'delivered', invoice('in_1', 'open', jsonb_build_object('has_more', false, 'data', jsonb_build_array(line(1), line(2, NULL)))));
+UPDATE billing.invoices SET fetched_at = '2030-02-28 13:00+00';
 SELECT * FROM billing.invoices \gx
 SELECT * FROM billing.invoice_lines ORDER BY stripe_line_id;
 -- changed later: a line gone, another with other content
