@@ -251,14 +251,20 @@ CREATE VIEW soak.differences (what, which, expected, found) AS
                         WHERE (e.tenant, e.metric, e.period_start, date_trunc('hour', e.occurred_at, 'UTC')) = (a.tenant_id, a.metric, a.period_start, a.hour)
                           AND p.sent IS NOT TRUE)
     UNION ALL
-    -- Of an hour Stripe keeps what was sent last: all of it, or what came after the latest change of plan in it.
+    -- Of an hour Stripe keeps what was sent last: all of it, or what came after the latest change of plan in it; of deltas the sum.
     SELECT 'hour at Stripe', concat_ws(' ', tenant, metric, hour), h.value::text, s.value::text
       FROM (SELECT DISTINCT ON (b.tenant, e.metric, date_trunc('hour', e.occurred_at, 'UTC'))
-                   b.tenant, e.metric, date_trunc('hour', e.occurred_at, 'UTC') AS hour, sum(e.quantity) AS value, bool_and(p.certain OR NOT p.billed) AS certain
+                   b.tenant, e.metric, date_trunc('hour', e.occurred_at, 'UTC') AS hour, sum(e.quantity) AS value,
+                   bool_and(p.certain OR NOT p.billed) AS certain
               FROM soak.placed p JOIN soak.events e ON e.id = p.event JOIN soak.billed b ON b.stripe_id = p.stripe_id
-             WHERE p.sent IS NOT FALSE AND e.metric NOT IN ('storage_gb', 'user_seats') GROUP BY 1, 2, 3, b.id, p.c ORDER BY 1, 2, 3, b.id DESC, p.c DESC) h
-      FULL JOIN (SELECT t.tenant_id AS tenant, l.doc ->> 'metric' AS metric, (l.doc ->> 'hour')::timestamptz AS hour, (l.doc ->> 'value')::numeric AS value
-                   FROM soak.loaded l JOIN billing.billing_customers t ON t.stripe_customer_id = l.doc ->> 'customer' WHERE l.kind = 'hour' AND l.doc ->> 'metric' NOT IN ('storage_gb', 'user_seats')) s
+              JOIN billing.metrics m ON m.name = e.metric AND m.kind = 'counter'
+             WHERE p.sent IS NOT FALSE
+             GROUP BY 1, 2, 3, CASE m.export WHEN 'delta' THEN 0 ELSE b.id END, CASE m.export WHEN 'delta' THEN 0 ELSE p.c END
+             ORDER BY 1, 2, 3, max(b.id) DESC, max(p.c) DESC) h
+      FULL JOIN (SELECT t.tenant_id AS tenant, m.name AS metric, (l.doc ->> 'hour')::timestamptz AS hour, (l.doc ->> 'value')::numeric AS value
+                   FROM soak.loaded l JOIN billing.billing_customers t ON t.stripe_customer_id = l.doc ->> 'customer'
+                   JOIN billing.metrics m ON m.stripe_event_name = l.doc ->> 'metric' AND m.kind = 'counter'
+                  WHERE l.kind = 'hour') s
                 USING (tenant, metric, hour)
      WHERE h.certain IS NOT FALSE AND h.value IS DISTINCT FROM s.value
        AND tenant NOT IN (SELECT b.tenant FROM soak.billed b WHERE b.status = 'incomplete_expired')
