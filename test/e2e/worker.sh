@@ -61,6 +61,8 @@ is 'no transaction is open while Stripe is waited for' \
     "$(cluster_psql -c "SELECT xact_start IS NULL AND backend_xmin IS NULL FROM pg_stat_activity WHERE pid = $HANGING")" t
 is 'the worker can be told by its application name' \
     "$(cluster_psql -c "SELECT application_name FROM pg_stat_activity WHERE pid = $HANGING")" 'pg_billing stripe'
+sql "SELECT billing.record_usage('t$TENANTS', 'api_calls', 1, 'meanwhile')" >/dev/null
+is 'usage is rolled up meanwhile' "$(sql "SELECT billing._request_run('rollup', 5000)")" t
 export PGOPTIONS='-c statement_timeout=30s'
 ok 'an unrelated database is dropped at once' cluster_psql -d postgres -c 'CREATE DATABASE other' -c 'DROP DATABASE other'
 is 'which does not disturb the worker' "$(worker_pid stripe)" "$HANGING"
@@ -152,6 +154,13 @@ for victim in stripe launcher; do
     heal
     ok "and what was under way is carried out" wait_until sql "SELECT billing.run_stripe_sync('60 s')"
 done
+
+hanging_worker
+started=$SECONDS
+cluster_stop main
+is 'a shutdown does not wait for Stripe' "$((SECONDS - started < 10))" 1
+cluster_up main
+heal
 
 # A server that stops dead after Stripe acted and before it answered: totals agree afterwards, at Stripe too.
 fault '{"method": "POST", "path_prefix": "/v1/billing/meter_events", "fault": "timeout", "effect": true, "times": 3}'
