@@ -13,7 +13,7 @@ BEGIN
         billing_reason             text,
         currency                   text NOT NULL,
         subtotal                   numeric NOT NULL,
-        total_taxes                numeric NOT NULL,     -- the sum of all
+        total_taxes                numeric NOT NULL DEFAULT 0,     -- the sum of all
         total                      numeric NOT NULL,
         amount_due                 numeric NOT NULL,
         amount_paid                numeric NOT NULL,
@@ -21,7 +21,7 @@ BEGIN
         period_start               timestamptz,
         period_end                 timestamptz,
         due_date                   timestamptz,
-        attempt_count              int NOT NULL,
+        attempt_count              int NOT NULL DEFAULT 0,
         next_payment_attempt       timestamptz,
         automatically_finalizes_at timestamptz,          -- of a draft
         finalized_at               timestamptz,
