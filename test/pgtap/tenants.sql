@@ -27,8 +27,15 @@ INSERT INTO billing.usage_figures (tenant_id, subscription_id, metric, period_st
 SELECT tenant_id, id, 'user_seats', current_period_start, current_period_end FROM billing.subscriptions;
 INSERT INTO billing.invoices (tenant_id, stripe_invoice_id, status, currency, subtotal, total, amount_due, amount_paid, amount_remaining, created_at)
 SELECT t, 'in_1', 'open', 'usd', 1, 1, 1, 0, 1, billing.now() FROM unnest(ARRAY['acme', 'bolt']) t;
-INSERT INTO billing.invoice_lines (tenant_id, stripe_invoice_id, stripe_line_id, amount, currency)
-SELECT t, 'in_1', 'il_1', 1, 'usd' FROM unnest(ARRAY['acme', 'bolt']) t;
+INSERT INTO billing.invoice_lines (tenant_id, stripe_invoice_id, stripe_line_id, ordinal, amount, currency)
+SELECT t, 'in_1', 'il_1', 1, 1, 'usd' FROM unnest(ARRAY['acme', 'bolt']) t;
+INSERT INTO billing.invoice_comparisons (tenant_id, ordinal, unsubmitted, compared_at)
+SELECT t, 1, 0, billing.now() FROM unnest(ARRAY['acme', 'bolt']) t;
+INSERT INTO billing.late_usage (tenant_id, subscription_id, metric, period_start, period_end, quantity, policy, noted_at)
+SELECT tenant_id, id, 'api_calls', current_period_start, current_period_end, 1, 'next_period', billing.now() FROM billing.subscriptions;
+SELECT billing.reconcile('current') \g /dev/null
+INSERT INTO billing.drift (tenant_id, reconciliation_id, metric, kind, period_start, hour, found_at)
+SELECT tenant_id, 1, 'api_calls', 'quota', current_period_start, current_period_start, billing.now() FROM billing.subscriptions;
 SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing._stripe_enqueue(t, 'customer_create', '', 'POST', '/v1/customers', '{}') \g /dev/null
 SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.create_api_key(t) \g /dev/null
 SELECT billing.receive_webhook('{"id": "evt_1", "type": "invoice.paid"}') \g /dev/null
