@@ -1,4 +1,4 @@
--- The audit log: who changed which tenant's customer, subscription, quotas or credit, and how. It is only ever added to, so it
+-- The audit log: who changed which tenant's customer, subscription, quotas, credit or prices, and how. It is only ever added to, so it
 -- holds no name and no address: those may have to be erased some day.
 
 CREATE FUNCTION billing._install_audit() RETURNS void
@@ -15,7 +15,7 @@ BEGIN
         after     jsonb,                -- null: there is none any more
         PRIMARY KEY (tenant_id, id)
     );
-    COMMENT ON TABLE billing.audit_log IS 'every change of a customer, subscription, quota or credit grant; rows are only ever added';
+    COMMENT ON TABLE billing.audit_log IS 'every change of a customer, subscription, quota, credit grant or price of its own; rows are only ever added';
 
     -- Also of credit_ledger. Not a member of the extension: the tables keep it after DROP EXTENSION.
     CREATE OR REPLACE FUNCTION billing._keep_audit() RETURNS trigger

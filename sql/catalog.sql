@@ -1,4 +1,5 @@
--- Metrics and plans: all of it data, editable with SQL. Money is in the currency's minor unit (cents).
+-- Metrics and plans: all of it data, editable with SQL. Money is in the currency's minor unit (cents). Limits count as they
+-- are; prices are frozen in versions (sql/prices.sql).
 
 CREATE FUNCTION billing._install_catalog() RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -14,8 +15,13 @@ BEGIN
         scale             smallint NOT NULL DEFAULT 6 CHECK (scale BETWEEN 0 AND 9),  -- decimals kept
         export            text NOT NULL DEFAULT 'hourly_total' CHECK (export IN ('hourly_total', 'delta')),
         stripe_event_name text NOT NULL UNIQUE,
+        -- what Stripe has confirmed
         stripe_product_id text,
+        stripe_name       text,
         stripe_meter_id   text,
+        stripe_meter_name text,
+        stripe_feature_id text,
+        stripe_feature_name text,
         CHECK (aggregation IN ('sum', 'count', 'max', 'last', 'unique_count') AND kind = 'counter'
                OR aggregation IN ('time_weighted', 'max') AND kind = 'gauge'),
         CONSTRAINT deltas_add_up
@@ -46,12 +52,19 @@ BEGIN
         price             numeric NOT NULL CHECK (price >= 0),
         currency          text NOT NULL DEFAULT 'usd' CHECK (currency ~ '^[a-z]{3}$'),
         interval_months   int NOT NULL DEFAULT 1 CHECK (interval_months BETWEEN 1 AND 12),
+        fee_interval_months int,    -- of the fee, where it differs
         past_due_grace    interval NOT NULL DEFAULT '7 days',
         late_usage        text CHECK (late_usage IN ('ignore', 'next_period', 'invoice_item')),  -- null: pg_billing.late_usage
+        -- what Stripe has confirmed
         stripe_product_id text,
-        stripe_price_id   text
+        stripe_name       text,
+        stripe_features_known boolean NOT NULL DEFAULT false,    -- plan_features has all that its product has
+        CONSTRAINT fees_are_of_the_period_or_a_year_of_months
+            CHECK (fee_interval_months IS NULL OR fee_interval_months = 12 AND interval_months = 1)
     );
     COMMENT ON TABLE billing.plans IS 'a named bundle of a flat price (minor units per interval) and plan_metrics';
+    COMMENT ON COLUMN billing.plans.fee_interval_months IS
+        '12: the fee is billed yearly, while usage, and so the billing period, is of a month; null: the fee is billed each period, too';
 
     CREATE TABLE IF NOT EXISTS billing.plan_metrics (
         plan            text NOT NULL REFERENCES billing.plans,
@@ -63,7 +76,6 @@ BEGIN
         price_model     text NOT NULL DEFAULT 'graduated' CHECK (price_model IN ('graduated', 'volume', 'package')),
         package_size    bigint CHECK (package_size > 0),
         package_round   text CHECK (package_round IN ('up', 'down')),   -- what a part of a package counts as
-        stripe_price_id text,
         PRIMARY KEY (plan, metric),
         CONSTRAINT packages_have_a_size_and_a_rounding
             CHECK ((price_model = 'package') = (package_size IS NOT NULL)
@@ -149,4 +161,13 @@ BEGIN
         ('enterprise', 'storage_gb',       1,     1000, 0), ('enterprise', 'storage_gb',       2, NULL, 25),
         ('enterprise', 'user_seats',       1,     NULL, 0)
     ON CONFLICT DO NOTHING;
+END $$;
+
+CREATE FUNCTION billing._check_plan(plan text) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM billing.plans p WHERE p.name = plan) THEN
+        RAISE EXCEPTION 'unknown plan "%"', plan
+            USING ERRCODE = 'UB012', HINT = 'SELECT name FROM billing.plans lists the plans.';
+    END IF;
 END $$;

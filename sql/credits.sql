@@ -109,7 +109,9 @@ END $$;
 -- The currency that a tenant is billed in, or was granted credit in last; null: neither.
 CREATE FUNCTION billing._credit_currency(tenant text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT coalesce((SELECT p.currency FROM billing.subscriptions s JOIN billing.plans p ON p.name = s.plan
+    SELECT coalesce((SELECT w.terms ->> 'currency'
+                       FROM billing.subscriptions s
+                       JOIN LATERAL billing._prices_of(s.tenant_id, s.plan, s.plan_version) w ON w.metric IS NULL
                       WHERE s.tenant_id = $1 AND s.status NOT IN ('canceled', 'incomplete_expired')),
                     (SELECT g.currency FROM billing.credit_grants g WHERE g.tenant_id = $1 ORDER BY g.id DESC LIMIT 1))
 $$;

@@ -106,7 +106,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     s billing.subscriptions := jsonb_populate_record(NULL::billing.subscriptions, subscription);
     period tstzrange := tstzrange(s.current_period_start, s.current_period_end);
-    charged_in text := (SELECT p.currency FROM billing.plans p WHERE p.name = s.plan);
+    charged_in text := (SELECT w.terms ->> 'currency' FROM billing._prices_of(s.tenant_id, s.plan, s.plan_version) w WHERE w.metric IS NULL);
     charged text[];
     amounts numeric[];
 BEGIN
@@ -120,18 +120,13 @@ BEGIN
         period := tstzrange(lower(period), least(upper(period), until));
         PERFORM billing._expire_credit_until(s.tenant_id, upper(period));
         IF s.status NOT IN ('trialing', 'paused') THEN
-            BEGIN
-                SELECT array_agg(u.metric ORDER BY u.metric), array_agg(u.amount - u.paid ORDER BY u.metric) INTO charged, amounts
-                  FROM (SELECT m.metric, sum(r.amount) AS amount,
-                               (SELECT coalesce(-sum(e.amount), 0) FROM billing.credit_ledger e
-                                 WHERE e.tenant_id = s.tenant_id AND e.metric = m.metric AND e.period_start = lower(period)) AS paid
-                          FROM billing.plan_metrics m
-                         CROSS JOIN LATERAL billing._rate(m.plan, m.metric, billing._billable(s.tenant_id, m.metric, period)) r
-                         WHERE m.plan = s.plan GROUP BY 1) u;
-            EXCEPTION WHEN SQLSTATE 'UB037' THEN    -- one plan's mistake must not hold up everybody's periods
-                RAISE WARNING 'tenant "%" keeps its credit of the period from %: %', s.tenant_id, lower(period), SQLERRM;
-                charged := NULL;
-            END;
+            SELECT array_agg(u.metric ORDER BY u.metric), array_agg(u.amount - u.paid ORDER BY u.metric) INTO charged, amounts
+              FROM (SELECT w.metric, sum(r.amount) AS amount,
+                           (SELECT coalesce(-sum(e.amount), 0) FROM billing.credit_ledger e
+                             WHERE e.tenant_id = s.tenant_id AND e.metric = w.metric AND e.period_start = lower(period)) AS paid
+                      FROM billing._prices_of(s.tenant_id, s.plan, s.plan_version) w
+                     CROSS JOIN LATERAL billing._rate(w.terms, billing._billable(s.tenant_id, w.metric, period)) r
+                     WHERE w.metric IS NOT NULL GROUP BY 1) u;
             PERFORM billing._credit_entry(s.tenant_id, c.grant_id, 'applied', -c.amount, upper(period), c.metric, lower(period))
                FROM billing._credit_for(s.tenant_id, charged_in, charged, amounts, upper(period)) c;
         END IF;

@@ -132,7 +132,8 @@ DECLARE
     message text;
 BEGIN
     IF kind IN ('cost', 'projected_cost') THEN
-        SELECT p.currency INTO currency FROM billing.subscriptions s JOIN billing.plans p ON p.name = s.plan
+        SELECT p.terms ->> 'currency' INTO currency
+          FROM billing.subscriptions s JOIN LATERAL billing._prices_of(s.tenant_id, s.plan, s.plan_version) p ON p.metric IS NULL
          WHERE s.tenant_id = tenant AND s.status NOT IN ('canceled', 'incomplete_expired');
         title := format('%s: %s of %s %s', tenant, coalesce('cost of ' || named, 'invoice'),
                         billing._money(threshold, currency), verb);

@@ -128,4 +128,4 @@ BEGIN
      ORDER BY x.hour, x.step DESC, x.at, x.recorded_at;
 END $$;
 COMMENT ON FUNCTION billing.explain_invoice_line(text, text, text) IS
-    'tells what a metric''s lines are made of, on a stored invoice of that Stripe id or on the upcoming one: the lines, then each hour followed by its events. Raises UB010, UB011, UB032, UB037, UB040';
+    'tells what a metric''s lines are made of, on a stored invoice of that Stripe id or on the upcoming one: the lines, then each hour followed by its events. Raises UB010, UB011, UB032, UB040';

@@ -96,7 +96,8 @@ BEGIN
             new.stripe_event_name := CASE new.export WHEN 'delta' THEN old.stripe_event_name || '_delta'
                                                      ELSE regexp_replace(old.stripe_event_name, '_delta$', '') END;
         END IF;
-        UPDATE billing.plan_metrics p SET stripe_price_id = NULL WHERE p.metric = new.name;
+        UPDATE billing.plan_prices p SET stripe_price_id = NULL, stripe_active = true WHERE p.metric = new.name;
+        UPDATE billing.tenant_prices p SET stripe_price_id = NULL, stripe_active = true WHERE p.metric = new.name;
         RETURN new;
     END $$;
     REVOKE ALL ON FUNCTION billing._change_export() FROM PUBLIC;

@@ -17,8 +17,10 @@ BEGIN
     COMMENT ON TABLE billing.schema_version IS 'the version of the tables; billing.install() migrates them';
 
     PERFORM billing._install_catalog();
+    PERFORM billing._install_prices();
     PERFORM billing._install_audit();
     PERFORM billing._install_customers();
+    PERFORM billing._install_tenant_prices();
     PERFORM billing._install_subscriptions();
     PERFORM billing._install_credits();
     PERFORM billing._install_quotas();
@@ -34,6 +36,7 @@ BEGIN
     PERFORM billing._install_export_figures();
     PERFORM billing._install_export_deltas();
     PERFORM billing._install_sessions();
+    PERFORM billing._install_stripe_catalog();
     PERFORM billing._install_webhooks();
     PERFORM billing._install_invoices();
     PERFORM billing._install_invoice_preview();

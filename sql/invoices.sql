@@ -62,8 +62,8 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
                         AND i.stripe_item_id = coalesce($2 #>> '{parent,subscription_item_details,subscription_item}',
                                                         $2 ->> 'subscription_item')
                       LIMIT 1),
-                    (SELECT pm.metric FROM billing.plan_metrics pm
-                      WHERE pm.stripe_price_id = coalesce($2 #>> '{pricing,price_details,price}', $2 #>> '{price,id}')
+                    (SELECT p.metric FROM billing._known_prices($1) p
+                      WHERE p.stripe_price_id = coalesce($2 #>> '{pricing,price_details,price}', $2 #>> '{price,id}')
                       LIMIT 1))
 $$;
 

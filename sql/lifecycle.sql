@@ -24,8 +24,19 @@ BEGIN
     RETURN locked;
 END $$;
 
--- What every change of a subscription brings with it: the audit log, the quotas, and Stripe, where a request that was
--- made for an earlier wish and never sent is made anew.
+-- Has Stripe hear of another wish; a request that was made for an earlier one and never sent is made anew.
+CREATE FUNCTION billing._ask_stripe_anew(tenant text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF (SELECT c.stripe FROM billing.billing_customers c WHERE c.tenant_id = tenant) THEN
+        DELETE FROM billing.stripe_outbox o
+         WHERE o.tenant_id = tenant AND o.kind IN ('subscription_create', 'subscription_update')
+           AND o.state = 'waiting' AND o.attempts = 0;
+        PERFORM billing._wake_worker('stripe');
+    END IF;
+END $$;
+
+-- What every change of a subscription brings with it: the audit log, the quotas, and Stripe.
 CREATE FUNCTION billing._subscription_changed(action text, before jsonb, after jsonb) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -33,12 +44,7 @@ DECLARE
 BEGIN
     PERFORM billing._audit(tenant, action, before, after);
     PERFORM billing._refresh_quotas(tenant);
-    IF (SELECT c.stripe FROM billing.billing_customers c WHERE c.tenant_id = tenant) THEN
-        DELETE FROM billing.stripe_outbox o
-         WHERE o.tenant_id = tenant AND o.kind IN ('subscription_create', 'subscription_update')
-           AND o.subject = after ->> 'id' AND o.state = 'waiting' AND o.attempts = 0;
-        PERFORM billing._wake_worker('stripe');
-    END IF;
+    PERFORM billing._ask_stripe_anew(tenant);
 END $$;
 
 CREATE FUNCTION billing._refuse_status(s jsonb, what text, why text, hint text) RETURNS void
@@ -55,35 +61,33 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     was billing.subscriptions := jsonb_populate_record(NULL::billing.subscriptions, billing._lock_subscription(tenant_id));
     s billing.subscriptions;
-    present billing.plans;
     wanted billing.plans;
+    currency text := (SELECT p.terms ->> 'currency' FROM billing._prices_of(tenant_id, was.plan, was.plan_version) p WHERE p.metric IS NULL);
+    newest int;
 BEGIN
-    SELECT * INTO STRICT present FROM billing.plans p WHERE p.name = was.plan;
+    PERFORM billing._check_plan(plan);
     SELECT * INTO wanted FROM billing.plans p WHERE p.name = update_subscription.plan;
-    IF NOT FOUND THEN
-        RAISE EXCEPTION 'unknown plan "%"', plan
-            USING ERRCODE = 'UB012', HINT = 'SELECT name FROM billing.plans lists the plans.';
-    END IF;
     IF (proration_behavior IN ('create_prorations', 'always_invoice', 'none')) IS NOT TRUE THEN
         RAISE EXCEPTION 'proration behavior "%" is not valid', proration_behavior
             USING ERRCODE = 'UB032', HINT = 'Use create_prorations, always_invoice or none.';
     END IF;
-    IF (wanted.interval_months, wanted.currency) <> (was.interval_months, present.currency) THEN
+    IF (wanted.interval_months, wanted.currency) <> (was.interval_months, currency) THEN
         RAISE EXCEPTION 'plan "%" bills in % every % months, not in % every %', wanted.name, wanted.currency,
-                wanted.interval_months, present.currency, was.interval_months
+                wanted.interval_months, currency, was.interval_months
             USING ERRCODE = 'UB032', HINT = 'Cancel the subscription and create another one.';
     END IF;
-    IF wanted.name = was.plan THEN
+    newest := billing._publish_plan(wanted.name);
+    IF (wanted.name, newest) = (was.plan, was.plan_version) THEN
         RETURN;
     END IF;
     UPDATE billing.subscriptions x
-       SET plan = wanted.name, proration_behavior = update_subscription.proration_behavior, changed_at = billing.now()
+       SET plan = wanted.name, plan_version = newest, prices_due = true, proration_behavior = update_subscription.proration_behavior, changed_at = billing.now()
      WHERE x.tenant_id = was.tenant_id AND x.id = was.id
     RETURNING * INTO s;
     PERFORM billing._subscription_changed('update_subscription', to_jsonb(was), to_jsonb(s));
 END $$;
 COMMENT ON FUNCTION billing.update_subscription(text, text, text) IS
-    'puts a tenant on another plan of the same interval and currency; its quotas are in force at commit, for the usage of the whole running period, and the worker carries it out at Stripe, which prorates the flat fee as told: create_prorations, always_invoice or none. Raises UB010, UB012, UB032, UB036, UB040';
+    'puts a tenant on another plan of the same interval and currency, or on the newest prices of its own; its quotas are in force at commit, for the usage of the whole running period, and the worker carries it out at Stripe, which prorates the flat fee as told: create_prorations, always_invoice or none. Raises UB010, UB012, UB032, UB036, UB037, UB040';
 
 CREATE FUNCTION billing.cancel_subscription(tenant_id text, at_period_end boolean DEFAULT true,
                                             prorate boolean DEFAULT false, invoice_now boolean DEFAULT true)

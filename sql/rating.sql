@@ -1,37 +1,29 @@
 -- What usage costs: rated here as Stripe rates it, in exact numeric, so that an invoice can be told before it is written.
 -- docs/pricing.md has each price model worked by hand.
 
--- The charges of a quantity, as Stripe makes invoice lines of them: one for each tier it reaches, one for each tier's flat
--- amount, each rounded on its own to the minor unit, halves up. None for a metric without a price; tier null: no tiers.
-CREATE FUNCTION billing._rate(plan text, metric text, used numeric)
+-- The charges of a quantity by a price's terms (sql/prices.sql), as Stripe makes invoice lines of them: one for each tier
+-- it reaches, one for each tier's flat amount, each rounded on its own to the minor unit, halves up. tier null: no tiers.
+CREATE FUNCTION billing._rate(terms jsonb, used numeric)
 RETURNS TABLE (tier int, flat boolean, quantity numeric, unit_amount numeric, amount numeric)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    model text;
+    model text := terms ->> 'model';
+    package numeric := (terms ->> 'package_size')::numeric;
     below numeric := 0;     -- where the tier begins
     packages numeric;
     t record;
 BEGIN
     FOR t IN
-        SELECT (row_number() OVER w)::int AS n, count(*) OVER () AS tiers, x.up_to, trim_scale(x.unit_amount) AS unit_amount,
-               trim_scale(x.flat_amount) AS flat_amount, m.price_model, m.package_size, m.package_round
-          FROM billing.price_tiers x
-          JOIN billing.plan_metrics m ON m.plan = x.plan AND m.metric = x.metric
-         WHERE x.plan = _rate.plan AND x.metric = _rate.metric
-        WINDOW w AS (ORDER BY x.ordinal) ORDER BY 1
+        SELECT x.n::int AS n, count(*) OVER () AS tiers, (x.tier ->> 'up_to')::numeric AS up_to,
+               (x.tier ->> 'unit_amount')::numeric AS unit_amount, (x.tier ->> 'flat_amount')::numeric AS flat_amount
+          FROM jsonb_array_elements(terms -> 'tiers') WITH ORDINALITY x (tier, n) ORDER BY 1
     LOOP
-        IF (t.n = t.tiers) <> (t.up_to IS NULL) OR t.up_to <= below
-           OR t.price_model = 'package' AND (t.tiers > 1 OR t.flat_amount IS NOT NULL) THEN
-            RAISE EXCEPTION 'the price of metric "%" in plan "%" is not valid at tier %', metric, plan, t.n
-                USING ERRCODE = 'UB037', HINT = 'Tiers rise, and the last one, and no other, has no end; a package has one tier, without a flat amount.';
-        END IF;
-        model := t.price_model;
         flat := false;
         unit_amount := t.unit_amount;
         IF model = 'package' THEN
             quantity := trim_scale(used);
-            packages := div(used, t.package_size)
-                      + CASE WHEN t.package_round = 'up' AND mod(used, t.package_size) > 0 THEN 1 ELSE 0 END;
+            packages := div(used, package)
+                      + CASE WHEN terms ->> 'package_round' = 'up' AND mod(used, package) > 0 THEN 1 ELSE 0 END;
             amount := round(packages * unit_amount);
             RETURN NEXT;
             RETURN;
@@ -54,24 +46,33 @@ BEGIN
     END LOOP;
 END $$;
 
--- The usage beyond a plan's allowance, and its share of what all of it costs: nothing in a trial or a pause, whose period
--- does not begin on the hour.
+-- The same at what a metric costs who subscribes to a plan now.
+CREATE FUNCTION billing._rate(plan text, metric text, used numeric)
+RETURNS TABLE (tier int, flat boolean, quantity numeric, unit_amount numeric, amount numeric)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT r.* FROM billing._plan_terms($1) p CROSS JOIN LATERAL billing._rate(p.terms, $3) r WHERE p.metric = $2
+$$;
+
+-- The usage beyond a plan's allowance, and its share of what all of it costs the tenant: nothing in a trial or a pause, whose
+-- period does not begin on the hour.
 CREATE FUNCTION billing._overage(own text, what text, period text, OUT quantity numeric, OUT cost numeric)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     used numeric := billing.get_billable_usage(own, what, period);
     p record;
 BEGIN
-    SELECT m.plan, m.allowance, y.starts = s.trial_start OR y.starts <> date_trunc('hour', y.starts, 'UTC') AS free INTO p
-      FROM (SELECT lower(billing._billing_period(own, what, _overage.period)) AS starts) y, billing.subscriptions s JOIN billing.plan_metrics m ON m.plan = s.plan AND m.metric = what
+    SELECT m.allowance, w.terms, y.starts = s.trial_start OR y.starts <> date_trunc('hour', y.starts, 'UTC') AS free INTO p
+      FROM (SELECT lower(billing._billing_period(own, what, _overage.period)) AS starts) y, billing.subscriptions s
+      JOIN billing.plan_metrics m ON m.plan = s.plan AND m.metric = what
+      LEFT JOIN LATERAL billing._prices_of(s.tenant_id, s.plan, s.plan_version) w ON w.metric = m.metric
      WHERE s.tenant_id = own AND s.status NOT IN ('canceled', 'incomplete_expired');
     quantity := trim_scale(greatest(used - p.allowance, 0));
     cost := 0;
     IF p.allowance IS NULL THEN
         quantity := 0;
     ELSIF quantity > 0 AND p.free IS NOT TRUE THEN
-        cost := coalesce((SELECT sum(r.amount) FROM billing._rate(p.plan, what, used) r), 0)
-              - coalesce((SELECT sum(r.amount) FROM billing._rate(p.plan, what, p.allowance) r), 0);
+        cost := coalesce((SELECT sum(r.amount) FROM billing._rate(p.terms, used) r), 0)
+              - coalesce((SELECT sum(r.amount) FROM billing._rate(p.terms, p.allowance) r), 0);
     END IF;
 END $$;
 
@@ -80,16 +81,17 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT o.quantity FROM billing._overage($1, $2, $3) o
 $$;
 COMMENT ON FUNCTION billing.get_overage(text, text, text) IS
-    'returns the billable usage of a billing period beyond the allowance of the tenant''s present plan; a tenant''s own quota does not change what is included. Raises UB010, UB011, UB032, UB037, UB040';
+    'returns the billable usage of a billing period beyond the allowance of the tenant''s present plan; a tenant''s own quota does not change what is included. Raises UB010, UB011, UB032, UB040';
 
 CREATE FUNCTION billing.get_overage_cost(tenant_id text, metric text, period text DEFAULT 'current') RETURNS numeric
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT o.cost FROM billing._overage($1, $2, $3) o
 $$;
 COMMENT ON FUNCTION billing.get_overage_cost(text, text, text) IS
-    'returns what the overage costs, in minor units: the price of all usage less that of the allowance. Raises UB010, UB011, UB032, UB037, UB040';
+    'returns what the overage costs, in minor units: the price of all usage less that of the allowance. Raises UB010, UB011, UB032, UB040';
 
--- The invoice that ends the current period: its usage, which a trial does not bill, and in advance the next period's fee.
+-- The invoice that ends the current period: its usage, which a trial does not bill, and in advance the next period's fee, or
+-- the next year's if that is due then.
 CREATE FUNCTION billing._invoice(own text, projected boolean)
 RETURNS TABLE (metric text, tier int, description text, quantity numeric, unit_amount numeric, amount numeric,
                currency text, period_start timestamptz, period_end timestamptz)
@@ -100,9 +102,12 @@ DECLARE
     following tstzrange;
 BEGIN
     PERFORM billing._check_tenant(own);
-    SELECT x.plan, x.trial_end, x.anchor, x.interval_months, x.timezone, x.cancel_at_period_end, p.display_name, p.currency,
-           trim_scale(p.price) AS price INTO s
-      FROM billing.subscriptions x JOIN billing.plans p ON p.name = x.plan
+    SELECT x.plan, x.plan_version, x.trial_end, x.anchor, x.interval_months, x.timezone, x.cancel_at_period_end, p.display_name,
+           w.terms ->> 'currency' AS currency, (w.terms ->> 'amount')::numeric AS price,
+           (w.terms ->> 'months')::int AS fee_months, coalesce(x.fee_anchor, x.anchor) AS fee_anchor INTO s
+      FROM billing.subscriptions x
+      JOIN billing.plans p ON p.name = x.plan
+      JOIN LATERAL billing._prices_of(x.tenant_id, x.plan, x.plan_version) w ON w.metric IS NULL
      WHERE x.tenant_id = own AND x.status NOT IN ('canceled', 'incomplete_expired') AND x.paused_at IS NULL;
     IF NOT FOUND THEN
         RETURN;
@@ -114,17 +119,25 @@ BEGIN
                format('%s × %s', r.quantity, m.display_name)
                    || coalesce(' (Tier ' || r.tier || CASE WHEN r.flat THEN ' flat fee' ELSE '' END || ')', ''),
                r.quantity, r.unit_amount, r.amount, s.currency, lower(period), upper(period)
-          FROM billing.plan_metrics pm
-          JOIN billing.metrics m ON m.name = pm.metric
-         CROSS JOIN LATERAL billing._rate(pm.plan, pm.metric,
+          FROM billing._prices_of(own, s.plan, s.plan_version) w
+          JOIN billing.metrics m ON m.name = w.metric
+         CROSS JOIN LATERAL billing._rate(w.terms,
                                           greatest(0, CASE WHEN projected THEN billing.get_projected_usage(own, m.name)
                                                            ELSE billing._billable(own, m.name, period) END
                                                       + billing._late_usage_in(own, m.name, period))) r
-         WHERE pm.plan = s.plan
          ORDER BY m.name, r.tier, r.flat;
     END IF;
     IF NOT s.cancel_at_period_end THEN
-        following := billing._period_at(s.anchor, s.interval_months, s.timezone, upper(period));
+        following := billing._period_at(CASE WHEN s.fee_months > s.interval_months THEN s.fee_anchor ELSE s.anchor END, s.fee_months,
+                                        s.timezone, upper(period));
+        IF s.fee_months > s.interval_months THEN
+            -- A year begins with a month, which a short February makes begin up to three days early.
+            following := tstzrange(lower(billing._period_at(s.anchor, s.interval_months, s.timezone, lower(following) + interval '3 days')),
+                                   lower(billing._period_at(s.anchor, s.interval_months, s.timezone, upper(following) + interval '3 days')));
+            IF upper(period) - lower(following) >= interval '1 hour' THEN
+                RETURN;     -- this year is paid for
+            END IF;
+        END IF;
         RETURN QUERY SELECT NULL, NULL::int, format('1 × %s', s.display_name), 1::numeric, s.price, round(s.price), s.currency,
                             lower(following), upper(following);
     END IF;
@@ -148,7 +161,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
       FROM usage u, billing._credit_for($1, u.currency, u.metrics, u.amounts, u.period_end) c
 $$;
 COMMENT ON FUNCTION billing.get_upcoming_invoice(text) IS
-    'returns the lines of the invoice that ends the current billing period, as if it ended now: its usage, by metric and tier, the next period''s flat fee, and, below zero, the credit that pays for usage (kind: usage, fee or credit); amounts in minor units, before taxes; no line without a subscription, or while it is paused. Raises UB010, UB037, UB040';
+    'returns the lines of the invoice that ends the current billing period, as if it ended now: its usage, by metric and tier, the next period''s flat fee, and, below zero, the credit that pays for usage (kind: usage, fee or credit); amounts in minor units, before taxes; no line without a subscription, or while it is paused. Raises UB010, UB040';
 
 CREATE FUNCTION billing.get_projected_cost(tenant_id text, metric text DEFAULT NULL) RETURNS numeric
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -160,4 +173,4 @@ BEGIN
              WHERE get_projected_cost.metric IS NULL OR i.metric = get_projected_cost.metric);
 END $$;
 COMMENT ON FUNCTION billing.get_projected_cost(text, text) IS
-    'returns what that invoice comes to, or one metric on it, in minor units, with the usage get_projected_usage() expects, before credit. Raises UB010, UB011, UB037, UB040';
+    'returns what that invoice comes to, or one metric on it, in minor units, with the usage get_projected_usage() expects, before credit. Raises UB010, UB011, UB040';

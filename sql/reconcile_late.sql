@@ -56,23 +56,26 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     ON CONFLICT ON CONSTRAINT usage_aggregates_pkey DO UPDATE SET submitted = NULL
 $$;
 
--- The plan whose prices a period was invoiced at, by its lines.
-CREATE FUNCTION billing._invoiced_plan(own text, what text, starts timestamptz, ends timestamptz) RETURNS text
+-- The plan and the terms of the price that a period was invoiced at, by its lines.
+CREATE FUNCTION billing._invoiced_at(own text, what text, starts timestamptz, ends timestamptz, OUT plan text, OUT terms jsonb)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT pm.plan
+    SELECT p.plan, p.terms
       FROM billing.invoice_lines l
       JOIN billing.invoices i USING (tenant_id, stripe_invoice_id)
-      JOIN billing.plan_metrics pm ON pm.stripe_price_id = l.stripe_price_id
+      JOIN billing._known_prices($1) p ON p.stripe_price_id = l.stripe_price_id
      WHERE l.tenant_id = $1 AND l.metric = $2 AND billing._line_within(l.period_start, l.period_end, $3, $4)
        AND i.finalized_at IS NOT NULL
      ORDER BY l.period_end DESC LIMIT 1
 $$;
 
+CREATE FUNCTION billing._invoiced_plan(own text, what text, starts timestamptz, ends timestamptz) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$ SELECT i.plan FROM billing._invoiced_at($1, $2, $3, $4) i $$;
+
 -- What usage beyond that which is billed costs.
-CREATE FUNCTION billing._rated_difference(plan text, metric text, billed numeric, used numeric) RETURNS numeric
+CREATE FUNCTION billing._rated_difference(terms jsonb, billed numeric, used numeric) RETURNS numeric
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT coalesce((SELECT sum(r.amount) FROM billing._rate($1, $2, greatest($4, 0)) r), 0)
-         - coalesce((SELECT sum(r.amount) FROM billing._rate($1, $2, greatest($3, 0)) r), 0)
+    SELECT coalesce((SELECT sum(r.amount) FROM billing._rate($1, greatest($3, 0)) r), 0)
+         - coalesce((SELECT sum(r.amount) FROM billing._rate($1, greatest($2, 0)) r), 0)
 $$;
 
 CREATE FUNCTION billing._late_policy(plan text) RETURNS text
@@ -100,12 +103,11 @@ BEGIN
         IF policy = 'invoice_item' THEN
             INSERT INTO billing.late_usage (tenant_id, subscription_id, metric, period_start, period_end, quantity, policy,
                                             amount, currency, noted_at, billed_at)
-            SELECT own, x.subscription_id, i.metric, starts, ends, i.quantity, policy, r.amount, p.currency, billing.now(),
+            SELECT own, x.subscription_id, i.metric, starts, ends, i.quantity, policy, r.amount, p.terms ->> 'currency', billing.now(),
                    CASE r.amount WHEN 0 THEN billing.now() END      -- nothing to ask Stripe for
-              FROM billing.plans p
-              CROSS JOIN billing._rated_difference(plan, i.metric, i.priced - i.quantity, i.priced) r (amount)
-              CROSS JOIN billing._period_of(own, starts) x
-             WHERE p.name = plan;
+              FROM billing._invoiced_at(own, i.metric, starts, ends) p
+              CROSS JOIN billing._rated_difference(p.terms, i.priced - i.quantity, i.priced) r (amount)
+              CROSS JOIN billing._period_of(own, starts) x;
             CONTINUE;
         END IF;
         -- The hour that it is in when it is noted: Stripe has the metric there, or it waits until it has.

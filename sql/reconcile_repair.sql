@@ -124,7 +124,8 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     d billing.drift := jsonb_populate_record(NULL::billing.drift, drift);
     ends timestamptz := (SELECT upper(p.period) FROM billing._period_of(d.tenant_id, d.period_start) p);
-    plan text := billing._invoiced_plan(d.tenant_id, d.metric, d.period_start, ends);
+    a record := billing._invoiced_at(d.tenant_id, d.metric, d.period_start, ends);
+    plan text := a.plan;
     i record;
 BEGIN
     SELECT x.* INTO i FROM billing._invoiced(d.tenant_id, d.period_start, ends) x WHERE x.metric = d.metric;
@@ -134,8 +135,8 @@ BEGIN
         RETURN;
     END IF;
     action := format('the final invoice lacks %s %s: late usage, %s',
-                     billing._rated_difference(plan, d.metric, i.priced - (i.expected - i.invoiced), i.priced),
-                     (SELECT p.currency FROM billing.plans p WHERE p.name = plan), billing._late_policy(plan));
+                     billing._rated_difference(a.terms, i.priced - (i.expected - i.invoiced), i.priced),
+                     a.terms ->> 'currency', billing._late_policy(plan));
     IF NOT dry_run THEN
         PERFORM billing._note_late_usage(d.tenant_id, d.period_start, ends);
     END IF;

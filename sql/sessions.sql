@@ -56,10 +56,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM billing._check_tenant(tenant_id);
     PERFORM billing._advance_periods(tenant_id);
-    IF NOT EXISTS (SELECT FROM billing.plans p WHERE p.name = create_checkout_session.plan) THEN
-        RAISE EXCEPTION 'unknown plan "%"', plan
-            USING ERRCODE = 'UB012', HINT = 'SELECT name FROM billing.plans lists the plans.';
-    END IF;
+    PERFORM billing._check_plan(plan);
     IF trial_days NOT BETWEEN 1 AND 730 THEN
         RAISE EXCEPTION 'a trial of % days is not valid', trial_days
             USING ERRCODE = 'UB039', HINT = 'A trial lasts a day at least and two years at most.';
@@ -142,12 +139,11 @@ BEGIN
                                       jsonb_build_object('tenant_id', s.tenant_id, 'session_id', s.id::text))) END)
           FROM billing.stripe_sessions s
           JOIN billing.billing_customers c ON c.tenant_id = s.tenant_id
-          LEFT JOIN billing.plans p ON p.name = s.plan
          CROSS JOIN LATERAL (
-               SELECT jsonb_build_array(jsonb_build_object('price', p.stripe_price_id, 'quantity', 1))
-                          || coalesce(jsonb_agg(jsonb_build_object('price', pm.stripe_price_id) ORDER BY pm.metric), '[]') AS items,
-                      p.stripe_price_id IS NOT NULL AND coalesce(bool_and(pm.stripe_price_id IS NOT NULL), true) AS complete
-                 FROM billing.plan_metrics pm WHERE pm.plan = s.plan) i
+               SELECT jsonb_agg(jsonb_build_object('price', w.stripe_price_id)
+                                || CASE WHEN w.metric IS NULL THEN '{"quantity": 1}' ELSE '{}'::jsonb END ORDER BY w.metric NULLS FIRST) AS items,
+                      bool_and(w.stripe_price_id IS NOT NULL AND w.stripe_active) AS complete
+                 FROM billing._prices_of(s.tenant_id, s.plan, (SELECT max(v.version) FROM billing.plan_versions v WHERE v.plan = s.plan)) w) i
          WHERE s.state = 'waiting' AND c.stripe_customer_id IS NOT NULL AND (s.kind = 'portal' OR i.complete)
            AND billing._stripe_free(s.tenant_id, 'session_create', s.id::text)
     )
@@ -170,22 +166,24 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     began timestamptz := date_trunc('hour', to_timestamp((subscription ->> 'start_date')::bigint), 'UTC');
     trial_until timestamptz := to_timestamp((subscription ->> 'trial_end')::bigint);
-    wanted billing.plans;
+    wanted record;
     period tstzrange;
     s billing.subscriptions;
 BEGIN
-    SELECT p.* INTO wanted
+    SELECT p.name, p.interval_months, coalesce(k.until - 1, (SELECT max(v.version) FROM billing.plan_versions v WHERE v.plan = p.name)) AS version
+      INTO wanted
       FROM jsonb_array_elements(subscription #> '{items,data}') item
-      JOIN billing.plans p ON p.stripe_price_id = item #>> '{price,id}';
+      JOIN billing._known_prices(tenant) k ON k.stripe_price_id = item #>> '{price,id}' AND k.metric IS NULL
+      JOIN billing.plans p ON p.name = k.plan;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'subscription % bills no known plan', subscription ->> 'id';
     END IF;
     period := CASE WHEN trial_until IS NULL THEN billing._period_at(began, wanted.interval_months, 'UTC', began)
                    ELSE tstzrange(began, trial_until) END;
     BEGIN
-        INSERT INTO billing.subscriptions AS x (tenant_id, plan, status, anchor, timezone, interval_months, current_period_start,
-                current_period_end, collection_method, days_until_due, trial_start, trial_end, created_at)
-        VALUES (tenant, wanted.name, 'pending', coalesce(date_trunc('hour', trial_until, 'UTC'), began), 'UTC',
+        INSERT INTO billing.subscriptions AS x (tenant_id, plan, plan_version, status, anchor, timezone, interval_months,
+                current_period_start, current_period_end, collection_method, days_until_due, trial_start, trial_end, created_at)
+        VALUES (tenant, wanted.name, wanted.version, 'pending', coalesce(date_trunc('hour', trial_until, 'UTC'), began), 'UTC',
                 wanted.interval_months, lower(period), upper(period), subscription ->> 'collection_method',
                 (subscription ->> 'days_until_due')::int, CASE WHEN trial_until IS NOT NULL THEN began END, trial_until,
                 to_timestamp((subscription ->> 'created')::bigint))

@@ -7,20 +7,21 @@
 -- a pause and an end wait until the usage of before has been rolled up and submitted, and no usage is submitted while they
 -- are under way. The hour of the change is split: what Stripe had counted of it is kept in subscription_items.counted.
 
--- The items that turn the plan Stripe bills into the wanted one; null while the catalogue lacks a price.
-CREATE FUNCTION billing._stripe_items(tenant_id text, subscription_id bigint, item_id text, plan text) RETURNS jsonb
+-- The items that turn the prices Stripe bills into the wanted ones; [] if they are those, null while Stripe lacks one.
+CREATE FUNCTION billing._stripe_items(s jsonb) RETURNS jsonb
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT CASE WHEN bool_and(w.item ? 'deleted' OR w.item ->> 'price' IS NOT NULL)
-                THEN jsonb_agg(jsonb_strip_nulls(w.item) ORDER BY w.metric NULLS FIRST) END
-      FROM (SELECT NULL AS metric, jsonb_build_object('id', $3, 'price', p.stripe_price_id) AS item
-              FROM billing.plans p WHERE p.name = $4
-            UNION ALL
-            SELECT coalesce(i.metric, pm.metric),
-                   CASE WHEN pm.metric IS NULL THEN jsonb_build_object('id', i.stripe_item_id, 'deleted', true)
-                        ELSE jsonb_build_object('id', i.stripe_item_id, 'price', pm.stripe_price_id) END
-              FROM (SELECT * FROM billing.subscription_items x WHERE x.tenant_id = $1 AND x.subscription_id = $2) i
-              FULL JOIN (SELECT * FROM billing.plan_metrics x WHERE x.plan = $4) pm ON pm.metric = i.metric
-             WHERE pm.stripe_price_id IS DISTINCT FROM i.stripe_price_id OR pm.metric IS NULL) w
+    SELECT CASE WHEN bool_and(w.item ? 'deleted' OR w.ready) IS NOT FALSE
+                THEN coalesce(jsonb_agg(jsonb_strip_nulls(w.item) ORDER BY w.metric NULLS FIRST), '[]') END
+      FROM (SELECT coalesce(i.metric, p.metric) AS metric, p.stripe_price_id IS NOT NULL AND p.stripe_active AS ready,
+                   CASE WHEN p.terms IS NULL THEN jsonb_build_object('id', i.stripe_item_id, 'deleted', true)
+                        ELSE jsonb_build_object('id', i.stripe_item_id, 'price', p.stripe_price_id) END AS item
+              FROM (SELECT x.metric, x.stripe_item_id, x.stripe_price_id FROM billing.subscription_items x
+                     WHERE x.tenant_id = $1 ->> 'tenant_id' AND x.subscription_id = ($1 ->> 'id')::bigint
+                    UNION ALL
+                    SELECT NULL, $1 ->> 'stripe_item_id', $1 ->> 'stripe_price_id') i
+              FULL JOIN billing._prices_of($1 ->> 'tenant_id', $1 ->> 'plan', ($1 ->> 'plan_version')::int) p
+                     ON coalesce(p.metric, '') = coalesce(i.metric, '')
+             WHERE p.stripe_price_id IS DISTINCT FROM i.stripe_price_id OR p.terms IS NULL) w
 $$;
 
 CREATE FUNCTION billing._stripe_changes()
@@ -38,8 +39,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
                   s.ended_at IS NULL AND s.paused_at IS NULL AND s.stripe_status = 'paused' AS resumes,
                   s.ended_at IS NULL AND s.paused_at IS NULL AND s.stripe_status <> 'paused' AS runs) d
       CROSS JOIN LATERAL (
-           SELECT CASE WHEN d.runs AND s.plan <> s.stripe_plan
-                       THEN billing._stripe_items(s.tenant_id, s.id, s.stripe_item_id, s.plan) END AS items) i
+           SELECT CASE WHEN d.runs AND s.prices_due THEN nullif(billing._stripe_items(to_jsonb(s)), '[]') END AS items) i
       CROSS JOIN LATERAL (
            SELECT CASE WHEN s.ended_at IS NOT NULL
                            THEN jsonb_strip_nulls(jsonb_build_object('invoice_now', s.end_invoices,
@@ -73,6 +73,12 @@ DECLARE
     -- An hour that is over when the price goes gets no rest at the new one: all of it is rolled up, and so submitted, before.
     hour timestamptz := date_trunc('hour', billing.now(), 'UTC');
 BEGIN
+    -- wishes that were taken back before Stripe heard of them
+    UPDATE billing.subscriptions s SET prices_due = false
+     WHERE s.prices_due AND s.stripe_subscription_id IS NOT NULL AND s.ended_at IS NULL
+       AND s.stripe_status NOT IN ('canceled', 'incomplete_expired') AND billing._stripe_items(to_jsonb(s)) = '[]'
+       AND NOT EXISTS (SELECT FROM billing.stripe_outbox o WHERE o.tenant_id = s.tenant_id AND o.state IN ('waiting', 'sending')
+                          AND o.kind = 'subscription_update' AND o.subject = s.id::text);
     IF EXISTS (SELECT FROM billing._stripe_changes() c, billing.rollup_state r
                 WHERE c.changed_at IS NOT NULL AND greatest(c.changed_at, hour) >= r.tail) THEN
         PERFORM billing.run_rollup();
@@ -96,9 +102,9 @@ END $$;
 CREATE FUNCTION billing._apply_subscription_items(s jsonb, items jsonb) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     WITH given AS (
-        SELECT pm.metric, item ->> 'id' AS item_id, pm.stripe_price_id
+        SELECT p.metric, item ->> 'id' AS item_id, p.stripe_price_id
           FROM jsonb_array_elements($2) item
-          JOIN billing.plan_metrics pm ON pm.stripe_price_id = item #>> '{price,id}'
+          JOIN billing._known_prices($1 ->> 'tenant_id') p ON p.stripe_price_id = item #>> '{price,id}' AND p.metric IS NOT NULL
     ), gone AS (
         DELETE FROM billing.subscription_items i
          WHERE i.tenant_id = $1 ->> 'tenant_id' AND i.subscription_id = ($1 ->> 'id')::bigint
@@ -135,9 +141,13 @@ CREATE FUNCTION billing._stripe_periods(row_then jsonb, subscription jsonb) RETU
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     s billing.subscriptions := jsonb_populate_record(NULL::billing.subscriptions, row_then);
-    -- periods moved from the subscription to its items in 2025-03-31.basil: accept either
+    -- Periods moved from the subscription to its items in 2025-03-31.basil: accept either. Usage has the shortest.
     period jsonb := CASE WHEN subscription ? 'current_period_start' THEN subscription
-                         ELSE subscription #> '{items,data,0}' END;
+                         ELSE (SELECT i FROM jsonb_array_elements(subscription #> '{items,data}') i
+                                ORDER BY (i ->> 'current_period_end')::bigint, (i ->> 'current_period_start')::bigint DESC LIMIT 1) END;
+    fee_begins timestamptz := (SELECT to_timestamp((i ->> 'current_period_start')::bigint)
+                                 FROM jsonb_array_elements(subscription #> '{items,data}') i
+                                WHERE i ->> 'id' = s.stripe_item_id AND i #>> '{price,recurring,interval}' = 'year');
     begins timestamptz := to_timestamp((period ->> 'current_period_start')::bigint);
     ends timestamptz := to_timestamp((period ->> 'current_period_end')::bigint);
     hour timestamptz := lower(billing._period_at(s.anchor, s.interval_months, s.timezone,
@@ -151,6 +161,10 @@ BEGIN
         s.anchor := hour;
     END IF;
     s.stripe_offset := begins - hour;
+    fee_begins := date_trunc('hour', fee_begins - s.stripe_offset, 'UTC');
+    IF fee_begins <> lower(billing._period_at(coalesce(s.fee_anchor, s.anchor), 12, s.timezone, fee_begins)) THEN
+        s.fee_anchor := fee_begins;
+    END IF;
     ends := date_trunc('hour', ends - s.stripe_offset, 'UTC');
     IF hour < ends THEN
         s.current_period_start := hour;
@@ -166,6 +180,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     was billing.subscriptions;
     s billing.subscriptions;
+    until int;      -- of the flat fee it has at Stripe
 BEGIN
     SELECT * INTO was FROM billing.subscriptions x
      WHERE x.tenant_id = tenant
@@ -184,11 +199,13 @@ BEGIN
     s.stripe_status := subscription ->> 'status';
     s.stripe_cancels := coalesce((subscription ->> 'cancel_at_period_end')::boolean, s.stripe_cancels);
     s.stripe_trial_end := to_timestamp((subscription ->> 'trial_end')::bigint);
-    SELECT p.name, item ->> 'id' INTO s.stripe_plan, s.stripe_item_id
+    SELECT p.plan, item ->> 'id', p.stripe_price_id, p.until INTO s.stripe_plan, s.stripe_item_id, s.stripe_price_id, until
       FROM jsonb_array_elements(subscription #> '{items,data}') item
-      JOIN billing.plans p ON p.stripe_price_id = item #>> '{price,id}';
+      JOIN billing._known_prices(tenant) p ON p.stripe_price_id = item #>> '{price,id}' AND p.metric IS NULL;
     IF fetched AND s.stripe_plan <> was.stripe_plan THEN
         s.plan := s.stripe_plan;
+        s.plan_version := coalesce(until - 1, (SELECT max(v.version) FROM billing.plan_versions v WHERE v.plan = s.plan));
+        s.prices_due := true;
     END IF;
     IF fetched AND s.stripe_cancels <> was.stripe_cancels THEN
         s.cancel_at_period_end := s.stripe_cancels;
@@ -223,14 +240,18 @@ BEGIN
                                   CASE WHEN s.cancel_at_period_end THEN s.canceled_at END);
     END IF;
     UPDATE billing.subscriptions x
-       SET (plan, status, cancel_at_period_end, anchor, current_period_start, current_period_end, trial_start, trial_end,
-            paused_at, past_due_since, canceled_at, ended_at, stripe_subscription_id, stripe_status, stripe_plan,
-            stripe_item_id, stripe_cancels, stripe_trial_end, stripe_offset)
-         = (s.plan, s.status, s.cancel_at_period_end, s.anchor, s.current_period_start, s.current_period_end, s.trial_start,
-            s.trial_end, s.paused_at, s.past_due_since, s.canceled_at, s.ended_at, s.stripe_subscription_id,
-            s.stripe_status, s.stripe_plan, s.stripe_item_id, s.stripe_cancels, s.stripe_trial_end, s.stripe_offset)
+       SET (plan, plan_version, status, cancel_at_period_end, anchor, current_period_start, current_period_end, trial_start,
+            trial_end, paused_at, past_due_since, canceled_at, ended_at, stripe_subscription_id, stripe_status, stripe_plan,
+            stripe_item_id, stripe_price_id, stripe_cancels, stripe_trial_end, stripe_offset, fee_anchor, prices_due)
+         = (s.plan, s.plan_version, s.status, s.cancel_at_period_end, s.anchor, s.current_period_start, s.current_period_end,
+            s.trial_start, s.trial_end, s.paused_at, s.past_due_since, s.canceled_at, s.ended_at, s.stripe_subscription_id,
+            s.stripe_status, s.stripe_plan, s.stripe_item_id, s.stripe_price_id, s.stripe_cancels, s.stripe_trial_end,
+            s.stripe_offset, s.fee_anchor, s.prices_due)
      WHERE x.tenant_id = s.tenant_id AND x.id = s.id;
     PERFORM billing._apply_subscription_items(to_jsonb(was), subscription #> '{items,data}');
+    -- What somebody changed there by hand within a plan stays; what was asked for here is due until it is there.
+    UPDATE billing.subscriptions x SET prices_due = false
+     WHERE x.tenant_id = s.tenant_id AND x.id = s.id AND s.prices_due AND billing._stripe_items(to_jsonb(s)) = '[]';
     IF (s.plan, s.cancel_at_period_end, s.ended_at, s.paused_at, s.trial_end)
        IS DISTINCT FROM (was.plan, was.cancel_at_period_end, was.ended_at, was.paused_at, was.trial_end) THEN
         PERFORM billing._audit(tenant, 'changed_at_stripe', to_jsonb(was), to_jsonb(s));
@@ -246,7 +267,8 @@ DECLARE
     requests bigint;
 BEGIN
     PERFORM billing._stripe_give_up();
-    requests := billing._stripe_plan_catalog() + billing._stripe_plan_tenants() + billing._stripe_plan_credits();
+    requests := billing._stripe_plan_catalog() + billing._stripe_plan_prices() + billing._stripe_plan_tenants()
+              + billing._stripe_plan_credits();
     requests := requests + billing._stripe_plan_sessions() + billing._stripe_plan_changes();
     requests := requests + billing._stripe_plan_late_usage();
     requests := requests + billing._stripe_plan_usage(stock) + billing._stripe_plan_figures(stock);

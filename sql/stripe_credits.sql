@@ -13,12 +13,15 @@ $$;
 
 -- The prices that a grant pays for; null: any metered one; none while Stripe has not got all that the metrics have. Stripe
 -- keeps to what it is told at first.
-CREATE FUNCTION billing._credit_prices(metrics text[], currency text) RETURNS jsonb
+CREATE FUNCTION billing._credit_prices(tenant_id text, metrics text[], currency text) RETURNS jsonb
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT CASE WHEN bool_and(m.stripe_price_id IS NOT NULL) THEN jsonb_agg(DISTINCT jsonb_build_object('id', m.stripe_price_id))
-                WHEN $1 IS NOT NULL THEN '[]' END
-      FROM billing.plan_metrics m JOIN billing.plans p ON p.name = m.plan
-     WHERE m.metric = ANY ($1) AND p.currency = $2
+    SELECT CASE WHEN bool_and(p.stripe_price_id IS NOT NULL OR p.past)
+                THEN jsonb_agg(DISTINCT jsonb_build_object('id', p.stripe_price_id)) FILTER (WHERE p.stripe_price_id IS NOT NULL)
+                WHEN $2 IS NOT NULL THEN '[]' END
+      FROM (SELECT x.metric, x.terms, x.stripe_price_id, x.until IS NOT NULL AS past FROM billing.plan_prices x
+            UNION ALL
+            SELECT x.metric, x.terms, x.stripe_price_id, true FROM billing.tenant_prices x WHERE x.tenant_id = $1) p
+     WHERE p.metric = ANY ($2) AND p.terms ->> 'currency' = $3
 $$;
 
 CREATE FUNCTION billing._stripe_plan_credits() RETURNS bigint
@@ -38,7 +41,7 @@ BEGIN
        AND (g.balance = 0 OR o.kind = 'credit_grant_void' AND billing._credit_was_applied(g.tenant_id, g.id));
 
     WITH locked AS (    -- so that none is voided here meanwhile without knowing of the request
-        SELECT g.*, c.stripe_customer_id, billing._credit_prices(g.metrics, g.currency) AS prices
+        SELECT g.*, c.stripe_customer_id, billing._credit_prices(g.tenant_id, g.metrics, g.currency) AS prices
           FROM billing.credit_grants g JOIN billing.billing_customers c ON c.tenant_id = g.tenant_id
          WHERE g.balance > 0 AND c.stripe AND c.stripe_customer_id IS NOT NULL
            AND (g.expires_at > billing.now()) IS NOT FALSE AND (g.stripe_grant_id IS NULL) = (g.voided_at IS NULL)
@@ -104,7 +107,7 @@ BEGIN
         VALUES (tenant, nullif(object ->> 'name', ''), (object #>> '{amount,monetary,value}')::numeric,
                 object #>> '{amount,monetary,currency}', object ->> 'category', coalesce((object ->> 'priority')::int, 50),
                 CASE WHEN object #> '{applicability_config,scope,prices}' <> '[]' THEN
-                    ARRAY(SELECT DISTINCT m.metric FROM billing.plan_metrics m
+                    ARRAY(SELECT DISTINCT m.metric FROM billing._known_prices(tenant) m
                             JOIN jsonb_array_elements(object #> '{applicability_config,scope,prices}') p
                               ON p ->> 'id' = m.stripe_price_id ORDER BY 1) END,
                 to_timestamp((object ->> 'created')::bigint), object ->> 'id')

@@ -9,84 +9,6 @@ LANGUAGE sql STABLE AS $$
                           AND o.retried_at IS NULL)
 $$;
 
--- Stripe's price of a metric in a plan, or of the plan itself (metric ''). The lookup key finds it again.
-CREATE FUNCTION billing._stripe_price_key(plan text, metric text, interval_months int) RETURNS text
-LANGUAGE sql IMMUTABLE AS $$
-    SELECT concat_ws('_', 'pgb', $1, nullif($2, ''), CASE $3 WHEN 1 THEN 'month' WHEN 12 THEN 'year' ELSE $3 || 'months' END)
-$$;
-
-CREATE FUNCTION billing._stripe_plan_catalog() RETURNS bigint
-LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-    WITH requests AS (
-        -- Products carry our own id: creating one again is refused as existing, which is as good.
-        SELECT billing._stripe_enqueue('', 'product_create', p.id, 'POST', '/v1/products',
-                   jsonb_build_object('id', p.id, 'name', p.display_name, 'metadata', jsonb_build_object('pg_billing', p.name)),
-                   p.detail)
-          FROM (SELECT 'pgb_plan_' || name AS id, display_name, name, jsonb_build_object('plan', name) AS detail
-                  FROM billing.plans WHERE stripe_product_id IS NULL
-                UNION ALL
-                SELECT 'pgb_metric_' || name, display_name, name, jsonb_build_object('metric', name)
-                  FROM billing.metrics WHERE stripe_product_id IS NULL) p
-         WHERE billing._stripe_free('', 'product_create', p.id)
-        UNION ALL
-        -- Meters have no id of ours and no lookup key: look among the active ones first.
-        SELECT billing._stripe_enqueue('', 'meter_find', m.name, 'GET', '/v1/billing/meters',
-                   '{"status": "active", "limit": 100}', jsonb_build_object('event_name', m.stripe_event_name))
-          FROM billing.metrics m
-         WHERE m.stripe_meter_id IS NULL AND billing._stripe_free('', 'meter_find', m.name)
-           AND billing._stripe_free('', 'meter_create', m.name)
-        UNION ALL
-        SELECT billing._stripe_enqueue('', 'price_find', w.lookup_key, 'GET', '/v1/prices',
-                   jsonb_build_object('lookup_keys', jsonb_build_array(w.lookup_key), 'active', true), w.detail)
-          FROM (SELECT billing._stripe_price_key(p.name, '', p.interval_months) AS lookup_key,
-                       jsonb_build_object('plan', p.name) AS detail
-                  FROM billing.plans p WHERE p.stripe_price_id IS NULL AND p.stripe_product_id IS NOT NULL
-                UNION ALL
-                SELECT billing._stripe_price_key(p.name, m.name, p.interval_months),
-                       jsonb_build_object('plan', p.name, 'metric', m.name)
-                  FROM billing.plan_metrics pm JOIN billing.plans p ON p.name = pm.plan
-                       JOIN billing.metrics m ON m.name = pm.metric
-                 WHERE pm.stripe_price_id IS NULL
-                   AND m.stripe_product_id IS NOT NULL AND m.stripe_meter_id IS NOT NULL) w
-         WHERE billing._stripe_free('', 'price_find', w.lookup_key)
-           AND billing._stripe_free('', 'price_create', w.lookup_key)
-    )
-    SELECT count(*) FROM requests
-$$;
-
--- The parameters that create a price: tiers, one plain amount where a metric has a single tier, or a flat fee. billing._rate()
--- computes what Stripe makes of it.
-CREATE FUNCTION billing._stripe_price_params(plan text, metric text) RETURNS jsonb
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT jsonb_build_object(
-               'currency', p.currency,
-               'product', coalesce(m.stripe_product_id, p.stripe_product_id),
-               'lookup_key', billing._stripe_price_key(p.name, coalesce(m.name, ''), p.interval_months),
-               'nickname', concat_ws(' ', p.display_name, m.display_name),
-               'recurring', jsonb_strip_nulls(jsonb_build_object(
-                   'interval', 'month', 'interval_count', p.interval_months,
-                   'usage_type', CASE WHEN m.name IS NULL THEN 'licensed' ELSE 'metered' END,
-                   'meter', m.stripe_meter_id)))
-           || CASE WHEN m.name IS NULL THEN jsonb_build_object('unit_amount_decimal', trim_scale(p.price)::text)
-                   WHEN pm.price_model = 'package' THEN
-                       jsonb_build_object('billing_scheme', 'per_unit', 'unit_amount_decimal', t.amount, 'transform_quantity',
-                           jsonb_build_object('divide_by', pm.package_size, 'round', pm.package_round))
-                   WHEN t.plain THEN jsonb_build_object('billing_scheme', 'per_unit', 'unit_amount_decimal', t.amount)
-                   ELSE jsonb_build_object('billing_scheme', 'tiered', 'tiers_mode', pm.price_model, 'tiers', t.tiers) END
-      FROM billing.plans p
-      LEFT JOIN billing.metrics m ON m.name = $2
-      LEFT JOIN billing.plan_metrics pm ON pm.plan = p.name AND pm.metric = m.name
-      LEFT JOIN LATERAL (
-           SELECT count(*) = 1 AND count(x.flat_amount) = 0 AS plain, min(trim_scale(x.unit_amount)::text) AS amount,
-                  jsonb_agg(jsonb_strip_nulls(jsonb_build_object(
-                                'up_to', coalesce(trim_scale(x.up_to)::text, 'inf'),
-                                'unit_amount_decimal', trim_scale(x.unit_amount)::text,
-                                'flat_amount_decimal', trim_scale(x.flat_amount)::text))
-                            ORDER BY x.ordinal) AS tiers
-             FROM billing.price_tiers x WHERE x.plan = $1 AND x.metric = $2) t ON true
-     WHERE p.name = $1
-$$;
-
 CREATE FUNCTION billing._stripe_plan_tenants() RETURNS bigint
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     WITH requests AS (
@@ -104,10 +26,11 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
         SELECT billing._stripe_enqueue(s.tenant_id, 'subscription_create', s.id::text, 'POST', '/v1/subscriptions',
                    jsonb_strip_nulls(jsonb_build_object(
                        'customer', c.stripe_customer_id,
-                       'items', jsonb_build_array(jsonb_build_object('price', p.stripe_price_id)) || i.items,
+                       'items', i.items,
                        'billing_mode', jsonb_build_object('type', 'flexible'),
                        'backdate_start_date', CASE WHEN NOT i.trial THEN extract(epoch FROM s.current_period_start)::bigint END,
                        'billing_cycle_anchor_config', CASE WHEN s.interval_months = 1 AND NOT i.trial THEN jsonb_build_object(
+                           'month', CASE WHEN i.longest = 12 THEN extract(month FROM s.anchor AT TIME ZONE 'UTC')::int END,
                            'day_of_month', extract(day FROM s.anchor AT TIME ZONE 'UTC')::int,
                            'hour', extract(hour FROM s.anchor AT TIME ZONE 'UTC')::int, 'minute', 0, 'second', 0) END,
                        'billing_cycle_anchor', CASE WHEN s.interval_months > 1 AND NOT i.trial
@@ -123,14 +46,13 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
                    delay => greatest(interval '0', s.current_period_start + interval '5 seconds' - billing.now()))
           FROM billing.subscriptions s
           JOIN billing.billing_customers c ON c.tenant_id = s.tenant_id
-          JOIN billing.plans p ON p.name = s.plan
           CROSS JOIN LATERAL (
-               SELECT coalesce(jsonb_agg(jsonb_build_object('price', pm.stripe_price_id) ORDER BY pm.metric), '[]') AS items,
-                      bool_and(pm.stripe_price_id IS NOT NULL) AS complete,
-                      coalesce(s.trial_end > billing.now(), false) AS trial
-                 FROM billing.plan_metrics pm WHERE pm.plan = s.plan) i
-         WHERE s.status = 'pending' AND s.current_period_end > billing.now() AND c.stripe_customer_id IS NOT NULL AND p.stripe_price_id IS NOT NULL
-           AND i.complete IS NOT FALSE AND billing._stripe_free(s.tenant_id, 'subscription_create', s.id::text)
+               SELECT jsonb_agg(jsonb_build_object('price', w.stripe_price_id) ORDER BY w.metric NULLS FIRST) AS items,
+                      bool_and(w.stripe_price_id IS NOT NULL AND w.stripe_active) AS complete,
+                      max((w.terms ->> 'months')::int) AS longest, coalesce(s.trial_end > billing.now(), false) AS trial
+                 FROM billing._prices_of(s.tenant_id, s.plan, s.plan_version) w) i
+         WHERE s.status = 'pending' AND s.current_period_end > billing.now() AND c.stripe_customer_id IS NOT NULL AND i.complete
+           AND billing._stripe_free(s.tenant_id, 'subscription_create', s.id::text)
            AND billing._stripe_free(s.tenant_id, 'subscription_find', s.id::text)
     )
     SELECT count(*) FROM requests

@@ -1,68 +1,5 @@
 -- What an answer of Stripe's changes here.
 
--- Takes the answer to a catalogue request: stores the id, or turns "not found" into "create". The request is a row of
--- stripe_outbox, passed as JSON because a table's type cannot be an argument before the table exists.
-CREATE FUNCTION billing._apply_catalog(request jsonb, response jsonb) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    r billing.stripe_outbox := jsonb_populate_record(NULL::billing.stripe_outbox, request);
-    plan_name text := r.detail ->> 'plan';
-    metric_name text := r.detail ->> 'metric';
-    event text := r.detail ->> 'event_name';
-    found_id text := response ->> 'id';
-BEGIN
-    IF r.kind = 'product_create' THEN
-        UPDATE billing.plans p SET stripe_product_id = r.subject WHERE p.name = plan_name;
-        UPDATE billing.metrics m SET stripe_product_id = r.subject WHERE m.name = metric_name;
-        RETURN;
-    END IF;
-    -- What was asked before metrics.export changed is asked anew.
-    IF EXISTS (SELECT FROM billing.metrics m
-                WHERE m.name = r.subject AND m.stripe_event_name <> coalesce(r.params ->> 'event_name', event)
-                   OR m.name = metric_name AND r.kind = 'price_find' AND m.stripe_meter_id IS NULL
-                   OR m.name = metric_name AND r.kind = 'price_create'
-                      AND m.stripe_meter_id IS DISTINCT FROM r.params #>> '{recurring,meter}') THEN
-        RETURN;
-    END IF;
-    IF r.kind = 'meter_find' THEN
-        -- A meter of that name with other rules would count differently: creating ours then fails, and says why.
-        SELECT d ->> 'id' INTO found_id FROM jsonb_array_elements(response -> 'data') d, billing.metrics m
-         WHERE m.name = r.subject AND d ->> 'event_name' = event
-           AND d #>> '{default_aggregation,formula}' = CASE WHEN billing._adds_up(m.kind, m.aggregation) THEN 'sum' ELSE 'last' END
-           AND d ->> 'event_time_window' IS NOT DISTINCT FROM CASE m.export WHEN 'hourly_total' THEN 'hour' END;
-        IF found_id IS NULL AND (response ->> 'has_more')::boolean THEN
-            PERFORM billing._stripe_enqueue('', 'meter_find', r.subject, 'GET', r.path,
-                        r.params || jsonb_build_object('starting_after', response #>> '{data,-1,id}'), r.detail);
-        ELSIF found_id IS NULL THEN
-            PERFORM billing._stripe_enqueue('', 'meter_create', m.name, 'POST', '/v1/billing/meters',
-                        jsonb_strip_nulls(jsonb_build_object('display_name', m.display_name, 'event_name', event,
-                            'default_aggregation', jsonb_build_object('formula',
-                                CASE WHEN billing._adds_up(m.kind, m.aggregation) THEN 'sum' ELSE 'last' END),
-                            'event_time_window', CASE m.export WHEN 'hourly_total' THEN 'hour' END)))
-               FROM billing.metrics m WHERE m.name = r.subject;
-        END IF;
-    ELSIF r.kind = 'price_find' THEN
-        -- one of another meter gives way: metrics.export has changed
-        found_id := CASE WHEN response #>> '{data,0,recurring,meter}' IS NOT DISTINCT FROM
-                              (SELECT m.stripe_meter_id FROM billing.metrics m WHERE m.name = metric_name)
-                         THEN response #>> '{data,0,id}' END;
-        IF found_id IS NULL THEN
-            PERFORM billing._stripe_enqueue('', 'price_create', r.subject, 'POST', '/v1/prices',
-                        billing._stripe_price_params(plan_name, metric_name)
-                            || CASE WHEN response #> '{data,0}' IS NULL THEN '{}' ELSE '{"transfer_lookup_key": true}'::jsonb END,
-                        r.detail);
-        END IF;
-    END IF;
-    IF r.kind IN ('meter_find', 'meter_create') THEN
-        UPDATE billing.metrics m SET stripe_meter_id = found_id WHERE m.name = r.subject AND found_id IS NOT NULL;
-    ELSIF metric_name IS NULL THEN
-        UPDATE billing.plans p SET stripe_price_id = found_id WHERE p.name = plan_name AND found_id IS NOT NULL;
-    ELSE
-        UPDATE billing.plan_metrics pm SET stripe_price_id = found_id
-         WHERE pm.plan = plan_name AND pm.metric = metric_name AND found_id IS NOT NULL;
-    END IF;
-END $$;
-
 -- Changes what a delivered answer changes. The row's own state is settled before, so that it may be followed by another
 -- request of the same kind and subject.
 CREATE FUNCTION billing._stripe_apply(request jsonb, response jsonb) RETURNS void
@@ -71,7 +8,8 @@ DECLARE
     r billing.stripe_outbox := jsonb_populate_record(NULL::billing.stripe_outbox, request);
 BEGIN
     CASE r.kind
-    WHEN 'product_create', 'meter_find', 'meter_create', 'price_find', 'price_create' THEN
+    WHEN 'product_create', 'product_find', 'product_update', 'meter_find', 'meter_create', 'meter_update', 'feature_find', 'feature_create',
+         'feature_update', 'features_find', 'feature_attach', 'feature_detach', 'price_find', 'price_create', 'price_update' THEN
         PERFORM billing._apply_catalog(request, response);
     WHEN 'customer_create' THEN
         UPDATE billing.billing_customers c SET stripe_customer_id = response ->> 'id' WHERE c.tenant_id = r.tenant_id;
@@ -137,7 +75,8 @@ BEGIN
        AND EXISTS (SELECT FROM billing.stripe_outbox o
                     WHERE o.tenant_id = _stripe_settle.tenant_id AND o.id = _stripe_settle.id
                       AND (o.kind, _stripe_settle.response #>> '{error,code}') IN
-                          (('product_create', 'resource_already_exists'), ('subscription_cancel', 'resource_missing'))) THEN
+                          (('product_create', 'resource_already_exists'), ('subscription_cancel', 'resource_missing'),
+                           ('feature_detach', 'resource_missing'))) THEN
         verdict := 'delivered';
     END IF;
     UPDATE billing.stripe_outbox o

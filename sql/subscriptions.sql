@@ -14,6 +14,7 @@ BEGIN
         tenant_id              text COLLATE "C" NOT NULL REFERENCES billing.billing_customers,
         id                     bigint GENERATED ALWAYS AS IDENTITY,
         plan                   text NOT NULL REFERENCES billing.plans,
+        plan_version           int NOT NULL,    -- whose prices it has
         -- pending: in force here, not yet carried out at Stripe; the others are Stripe's
         status                 text NOT NULL CHECK (status IN ('pending', 'incomplete', 'incomplete_expired', 'trialing',
                                    'active', 'past_due', 'unpaid', 'canceled', 'paused')),
@@ -46,11 +47,15 @@ BEGIN
         stripe_status          text,
         stripe_plan            text,            -- the plan whose flat fee it bills
         stripe_item_id         text,            -- the item of that fee
+        stripe_price_id        text,            -- and its price
+        fee_anchor             timestamptz,     -- what a yearly fee's years are counted from, where not from the anchor
+        prices_due             boolean NOT NULL DEFAULT true,   -- Stripe may bill other prices than the wanted ones
         stripe_cancels         boolean NOT NULL DEFAULT false,
         stripe_trial_end       timestamptz,
         stripe_offset          interval NOT NULL DEFAULT '0',   -- from where a period begins to where Stripe begins it
         created_at             timestamptz NOT NULL,
         PRIMARY KEY (tenant_id, id),
+        FOREIGN KEY (plan, plan_version) REFERENCES billing.plan_versions,
         CHECK (current_period_start < current_period_end)
     );
     CREATE UNIQUE INDEX IF NOT EXISTS subscriptions_one_live ON billing.subscriptions (tenant_id)
@@ -146,11 +151,8 @@ BEGIN
     PERFORM billing._check_tenant(tenant_id);
     PERFORM billing._advance_periods(tenant_id);
     SELECT * INTO customer FROM billing.billing_customers c WHERE c.tenant_id = create_subscription.tenant_id;
+    PERFORM billing._check_plan(plan);
     SELECT * INTO wanted FROM billing.plans p WHERE p.name = create_subscription.plan;
-    IF NOT FOUND THEN
-        RAISE EXCEPTION 'unknown plan "%"', plan
-            USING ERRCODE = 'UB012', HINT = 'SELECT name FROM billing.plans lists the plans.';
-    END IF;
     IF collection_method IS NULL OR collection_method NOT IN ('charge_automatically', 'send_invoice')
        OR (collection_method = 'send_invoice') <> (days_until_due IS NOT NULL) OR days_until_due NOT BETWEEN 0 AND 365 THEN
         RAISE EXCEPTION 'collection method "%" with % days until due is not valid', collection_method, days_until_due
@@ -175,10 +177,10 @@ BEGIN
         period := billing._period_at(starts, wanted.interval_months, customer.timezone, starts);
     END IF;
     BEGIN
-        INSERT INTO billing.subscriptions AS x (tenant_id, plan, status, anchor, timezone, interval_months,
-                current_period_start, current_period_end, collection_method, days_until_due, payment_behavior,
+        INSERT INTO billing.subscriptions AS x (tenant_id, plan, plan_version, status, anchor, timezone,
+                interval_months, current_period_start, current_period_end, collection_method, days_until_due, payment_behavior,
                 trial_start, trial_end, missing_payment_method, created_at)
-            VALUES (customer.tenant_id, wanted.name,
+            VALUES (customer.tenant_id, wanted.name, billing._publish_plan(wanted.name),
                 CASE WHEN customer.stripe THEN 'pending' WHEN trial_until IS NOT NULL THEN 'trialing' ELSE 'active' END,
                 coalesce(trial_until, starts), customer.timezone, wanted.interval_months, lower(period), upper(period),
                 create_subscription.collection_method, create_subscription.days_until_due,
@@ -194,7 +196,7 @@ BEGIN
     RETURN s.id;
 END $$;
 COMMENT ON FUNCTION billing.create_subscription(text, text, text, int, int, timestamptz, text, text) IS
-    'puts a tenant on a plan from the start of the current hour, with a trial of trial_days or until trial_end first; its quotas are in force at commit, and the worker carries it out at Stripe. Nothing is billed of a trial; one that ends without a payment method ends in create_invoice, cancel or pause. Of the first invoice''s payment Stripe is told payment_behavior. Raises UB010, UB012, UB031, UB032, UB039, UB040';
+    'puts a tenant on a plan from the start of the current hour, with a trial of trial_days or until trial_end first; its quotas are in force at commit, and the worker carries it out at Stripe. Nothing is billed of a trial; one that ends without a payment method ends in create_invoice, cancel or pause. Of the first invoice''s payment Stripe is told payment_behavior. Raises UB010, UB012, UB031, UB032, UB037, UB039, UB040';
 
 -- Notes the stretch of a subscription's trial, or where it ends now.
 CREATE FUNCTION billing._keep_trial(s jsonb) RETURNS void

@@ -37,7 +37,7 @@ told_here() {
 told_there() {
     sandbox POST /v1/invoices/create_preview -d "customer=$(customer "$1")" | jq -r '[.lines.data[] |
         {price: .pricing.price_details.price, amount: ([.pretax_credit_amounts[].amount] | add // 0)}] | .[] | "\(.price) \(.amount)"' |
-        while read -r price amount; do echo "$(sql "SELECT metric FROM billing.plan_metrics WHERE stripe_price_id = '$price'")|$amount"; done |
+        while read -r price amount; do echo "$(sql "SELECT metric FROM billing.plan_prices WHERE stripe_price_id = '$price'")|$amount"; done |
         awk -F'|' '{s[$1] += $2} END {for (m in s) if (s[m] > 0) print m "|" s[m]}' | LC_ALL=C sort
 }
 

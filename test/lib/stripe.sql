@@ -18,9 +18,17 @@ END $$;
 CREATE FUNCTION answer(tenant text, kind text, subject text, params jsonb) RETURNS jsonb
 LANGUAGE sql AS $$
     SELECT CASE kind
-        WHEN 'product_create' THEN jsonb_build_object('id', params ->> 'id')
+        WHEN 'product_create' THEN jsonb_build_object('id', params -> 'id', 'name', params -> 'name')
+        WHEN 'product_find' THEN jsonb_build_object('id', subject, 'name', 'Something', 'active', true)
+        WHEN 'product_update' THEN jsonb_build_object('id', subject)
+        WHEN 'feature_find' THEN '{"data": []}'
+        WHEN 'feature_create' THEN jsonb_build_object('id', 'feat_' || subject)
+        WHEN 'feature_update' THEN jsonb_build_object('id', 'feat_' || subject)
+        WHEN 'features_find' THEN '{"data": [], "has_more": false}'
+        WHEN 'feature_attach' THEN jsonb_build_object('id', 'prodft_' || subject)
         WHEN 'meter_find' THEN '{"data": [], "has_more": false}'
         WHEN 'meter_create' THEN jsonb_build_object('id', 'mtr_' || subject)
+        WHEN 'meter_update' THEN jsonb_build_object('id', 'mtr_' || subject)
         WHEN 'price_find' THEN '{"data": []}'
         WHEN 'price_create' THEN jsonb_build_object('id', 'price_' || subject)
         WHEN 'customer_create' THEN jsonb_build_object('id', 'cus_' || tenant)
@@ -39,17 +47,15 @@ LANGUAGE sql AS $$
                         'trial_end', CASE params ->> 'trial_end' WHEN 'now' THEN to_jsonb(extract(epoch FROM billing.now())::bigint)
                                           ELSE coalesce(params -> 'trial_end', to_jsonb(extract(epoch FROM s.stripe_trial_end)::bigint)) END,
                         'cancel_at_period_end', coalesce((params ->> 'cancel_at_period_end')::boolean, s.stripe_cancels),
-                        'items', jsonb_build_object('data', CASE WHEN params ? 'items'
-                            THEN (SELECT jsonb_agg(jsonb_build_object('id', coalesce(i ->> 'id', 'si_' || (i ->> 'price')),
-                                                                      'price', jsonb_build_object('id', i ->> 'price')))
-                                    FROM jsonb_array_elements(params -> 'items') i WHERE NOT i ? 'deleted')
-                            ELSE (SELECT jsonb_build_array(jsonb_build_object('id', s.stripe_item_id,
-                                             'price', jsonb_build_object('id', p.stripe_price_id)))
-                                         || jsonb_agg(jsonb_build_object('id', i.stripe_item_id,
-                                                                         'price', jsonb_build_object('id', i.stripe_price_id)))
-                                    FROM billing.plans p, billing.subscription_items i
-                                   WHERE p.name = s.stripe_plan AND (i.tenant_id, i.subscription_id) = (s.tenant_id, s.id)
-                                   GROUP BY p.name) END))
+                        'items', jsonb_build_object('data',
+                            (SELECT jsonb_agg(jsonb_build_object('id', coalesce(i.id, 'si_' || coalesce(c ->> 'price', i.price)),
+                                                                 'price', jsonb_build_object('id', coalesce(c ->> 'price', i.price))))
+                               FROM (SELECT s.stripe_item_id AS id, s.stripe_price_id AS price
+                                     UNION ALL
+                                     SELECT x.stripe_item_id, x.stripe_price_id FROM billing.subscription_items x
+                                      WHERE (x.tenant_id, x.subscription_id) = (s.tenant_id, s.id)) i
+                               FULL JOIN jsonb_array_elements(params -> 'items') c ON c ->> 'id' = i.id
+                              WHERE NOT coalesce(c ? 'deleted', false))))
                     -- Stripe begins these two by its own clock
                     || CASE WHEN params ? 'billing_cycle_anchor' OR params ->> 'trial_end' = 'now'
                             THEN jsonb_build_object('current_period_start', extract(epoch FROM billing.now())::bigint,

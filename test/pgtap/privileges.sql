@@ -28,8 +28,8 @@ SELECT is_empty($$SELECT a.grantee::regrole, a.privilege_type FROM pg_namespace 
     WHERE n.nspname = 'billing' AND a.grantee <> n.nspowner AND (a.privilege_type <> 'USAGE' OR a.grantee = 0)$$,
     'the groups may use the schema, and create nothing in it');
 
-SELECT set_eq($$SELECT relname::text FROM readable WHERE role = 'billing_tenant'$$, ARRAY['metrics', 'plans', 'plan_metrics', 'price_tiers',
-    'billing_customers', 'subscriptions', 'subscription_items', 'subscription_stretches', 'quota_overrides', 'usage_quotas', 'usage_event_keys', 'usage_events', 'reservations', 'rollup_state', 'plan_window_limits', 'metric_windows', 'window_limits',
+SELECT set_eq($$SELECT relname::text FROM readable WHERE role = 'billing_tenant'$$, ARRAY['metrics', 'plans', 'plan_metrics', 'price_tiers', 'plan_versions', 'plan_prices', 'plan_features',
+    'billing_customers', 'subscriptions', 'subscription_items', 'subscription_stretches', 'tenant_prices', 'quota_overrides', 'usage_quotas', 'usage_event_keys', 'usage_events', 'reservations', 'rollup_state', 'plan_window_limits', 'metric_windows', 'window_limits',
     'usage_aggregates', 'usage_uniques', 'usage_breakdown', 'usage_gauge_changes', 'usage_figures', 'alert_rules', 'usage_alerts', 'notification_channels', 'notifications', 'invoices', 'invoice_lines', 'audit_log', 'tenant_roles', 'credit_grants', 'credit_ledger', 'late_usage', 'invoice_comparisons'], 'billing_tenant reads these tables');
 SELECT set_eq($$SELECT relname FROM readable WHERE role = 'billing_app'$$, $$SELECT relname FROM readable WHERE role = 'billing_tenant'$$,
     'billing_app the same');
@@ -45,7 +45,7 @@ SELECT set_eq($$SELECT proname::text FROM callable WHERE role = 'billing_app' EX
     'create_channel', 'update_channel', 'delete_channel', 'rotate_channel_secret', 'test_notification', 'retry_notifications', 'refresh_invoice', 'compare_upcoming_invoice'],
     'billing_app records and creates as well');
 SELECT set_eq($$SELECT proname::text FROM callable WHERE role = 'billing_admin' EXCEPT SELECT proname FROM callable WHERE role = 'billing_app'$$,
-    ARRAY['_stat_outcomes', '_stat_counters', '_stat_rollups', '_stat_reports', '_stat_reset_at', '_rollup_lag', '_job_state', 'stat_reset', 'set_quota', 'clear_quota', 'create_api_key', 'revoke_api_key', 'run_rollup', 'expire_reservations', 'maintain', 'prune_keys', 'run_stripe_sync', 'adopt', 'resume_stripe', 'get_top_tenants', 'get_tenants_near_quota', 'retry_failed', 'grant_credit', 'void_credit', 'reconcile', 'repair',
+    ARRAY['_stat_outcomes', '_stat_counters', '_stat_rollups', '_stat_reports', '_stat_reset_at', '_rollup_lag', '_job_state', 'stat_reset', 'set_quota', 'clear_quota', 'create_api_key', 'revoke_api_key', 'run_rollup', 'expire_reservations', 'maintain', 'prune_keys', 'run_stripe_sync', 'adopt', 'resume_stripe', 'get_top_tenants', 'get_tenants_near_quota', 'retry_failed', 'upgrade_subscribers', 'sync_plans', 'set_price', 'clear_price', 'grant_credit', 'void_credit', 'reconcile', 'repair',
     '_stripe_dead_letter', '_stripe_waiting', '_stripe_unsubmitted', '_stripe_due_hours', '_stripe_hint', '_adds_up', '_stripe_counts', '_stripe_moment', '_stat_notifications', '_carried', '_stripe_drift', '_stat_reconcile', '_reads_left'],
     'billing_admin administers as well');
 SELECT is_empty($$SELECT proname FROM callable WHERE role = 'billing_app' EXCEPT SELECT proname FROM callable WHERE role = 'billing_admin'$$,

@@ -14,6 +14,8 @@ INSERT INTO exceptions VALUES
     ('metrics', 'catalogue, the same for all'), ('plans', 'catalogue, the same for all'),
     ('plan_metrics', 'catalogue, the same for all'), ('plan_window_limits', 'catalogue, the same for all'), ('metric_windows', 'catalogue, the same for all'),
     ('price_tiers', 'catalogue, the same for all'),
+    ('plan_versions', 'catalogue, the same for all'), ('plan_prices', 'catalogue, the same for all'),
+    ('plan_features', 'catalogue, the same for all'),
     ('schema_version', 'one row about the tables'), ('rollup_state', 'one row about the rollup'), ('stripe_state', 'one row about the database'),
     ('reconciliations', 'one row about many tenants, or about one'),
     ('webhook_events', 'whose an event is becomes known only after it is stored'),
@@ -23,7 +25,7 @@ INSERT INTO exceptions VALUES
 SELECT tables_are('billing', ARRAY(
     SELECT relname FROM tables WHERE relispartition
     UNION ALL
-    SELECT unnest(ARRAY['metrics', 'plans', 'plan_metrics', 'plan_window_limits', 'metric_windows', 'price_tiers', 'billing_customers', 'subscriptions', 'subscription_items', 'subscription_stretches',
+    SELECT unnest(ARRAY['metrics', 'plans', 'plan_metrics', 'plan_window_limits', 'metric_windows', 'price_tiers', 'plan_versions', 'plan_prices', 'plan_features', 'billing_customers', 'subscriptions', 'subscription_items', 'subscription_stretches', 'tenant_prices',
         'quota_overrides', 'window_limits', 'usage_quotas', 'usage_event_keys', 'usage_events', 'reservations', 'rollup_state', 'usage_aggregates', 'usage_uniques', 'usage_breakdown', 'usage_gauge_changes', 'usage_figures', 'alert_rules', 'usage_alerts', 'notification_channels', 'notification_secrets', 'notifications',
         'stripe_outbox', 'stripe_sessions', 'stripe_state', 'webhook_events', 'invoices', 'invoice_lines', 'api_keys', 'audit_log', 'tenant_roles', 'schema_version', 'credit_grants', 'credit_ledger', 'invoice_comparisons', 'late_usage', 'reconciliations', 'reconcile_steps', 'drift'])),
     'these are the tables');
@@ -50,7 +52,7 @@ SELECT is_empty($$SELECT c.conrelid::regclass, c.conname
     'a reference from one tenant''s row to another row includes the tenant');
 
 SELECT is_empty($$SELECT relname FROM tables
-    WHERE NOT (relrowsecurity AND relforcerowsecurity) AND relname NOT IN ('metrics', 'plans', 'plan_metrics', 'plan_window_limits', 'metric_windows', 'price_tiers', 'rollup_state')$$,
+    WHERE NOT (relrowsecurity AND relforcerowsecurity) AND relname NOT IN ('metrics', 'plans', 'plan_metrics', 'plan_window_limits', 'metric_windows', 'price_tiers', 'plan_versions', 'plan_prices', 'plan_features', 'rollup_state')$$,
     'row-level security is enabled and forced on every table and partition but the catalogue''s');
 SELECT is_empty($$SELECT relname FROM tables t WHERE relrowsecurity AND NOT relispartition
     AND NOT EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = t.oid)$$, 'with a policy on each table');

@@ -23,6 +23,7 @@ SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.record_usage(t, 'user_seats
 INSERT INTO billing.subscription_stretches SELECT tenant_id, id, '2029-01-01', '2029-02-01', NULL, 'UTC' FROM billing.subscriptions;
 INSERT INTO billing.stripe_sessions (tenant_id, kind, params) SELECT tenant_id, 'portal', '{}' FROM billing.subscriptions;
 INSERT INTO billing.subscription_items SELECT tenant_id, id, 'api_calls', 'si_1', 'price_1' FROM billing.subscriptions;
+INSERT INTO billing.tenant_prices (tenant_id, plan, terms, set_at) SELECT tenant_id, plan, '{}', billing.now() FROM billing.subscriptions;
 INSERT INTO billing.usage_figures (tenant_id, subscription_id, metric, period_start, period_end)
 SELECT tenant_id, id, 'user_seats', current_period_start, current_period_end FROM billing.subscriptions;
 INSERT INTO billing.invoices (tenant_id, stripe_invoice_id, status, currency, subtotal, total, amount_due, amount_paid, amount_remaining, created_at)

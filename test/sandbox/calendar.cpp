@@ -28,7 +28,7 @@ std::int64_t Cycle::at(int steps) const {
         return reference + count * kDay;
     if (interval == "week")
         return reference + count * 7 * kDay;
-    return add_months(reference, interval == "year" ? count * 12 : count);
+    return add_months(reference, shift + (interval == "year" ? count * 12 : count));
 }
 
 int Cycle::steps_to_after(std::int64_t time) const {
@@ -52,6 +52,11 @@ std::int64_t Cycle::after(std::int64_t time) const {
 
 std::int64_t Cycle::not_after(std::int64_t time) const {
     return at(steps_to_after(time) - 1);
+}
+
+int month_number(std::int64_t time) {
+    const year_month_day date{floor<days>(sys_seconds{seconds(time)})};
+    return static_cast<int>(date.year()) * 12 + static_cast<int>(static_cast<unsigned>(date.month())) - 1;
 }
 
 Cycle cycle_on(int day_of_month, int hour, int minute, int second, std::int64_t near) {

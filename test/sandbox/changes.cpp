@@ -23,7 +23,7 @@ const json *change_of(const json &item, const json &changes) {
 
 json Subscriptions::rest_of(const json &subscription, const json &item, std::int64_t now, bool credit) {
     const std::int64_t start = item["current_period_start"], end = item["current_period_end"];
-    const Cycle cycle = cycle_of(subscription);
+    const Cycle cycle = cycle_of(subscription, item);
     const std::int64_t whole =
         (cycle.not_after(start) == start ? end : Cycle{start, cycle.interval, cycle.interval_count}.at(1)) -
         start;
@@ -56,6 +56,8 @@ json Subscriptions::change_items(json &subscription, const json &changes, std::i
             next["quantity"] = item["quantity"];
         if (change)
             next["price"] = change->value("price", item["price"].get<std::string>());
+        if (next["price"] == item["price"])
+            next["_kept"] = true;
         wanted.push_back(std::move(next));
         before.push_back(item);
     }
@@ -65,11 +67,11 @@ json Subscriptions::change_items(json &subscription, const json &changes, std::i
             before.push_back(nullptr);
         }
     json changed = read_items(store_, wanted, "items");
-    const json &price = store_.get("price", changed[0]["price"]);
+    const json &price = shortest_price(store_, changed);
     const Cycle cycle = cycle_of(subscription);
     if (price["recurring"]["interval"] != cycle.interval ||
         price["recurring"]["interval_count"] != cycle.interval_count)
-        throw not_modelled("a change of the billing interval");
+        throw not_modelled("a change of the shortest billing interval");
     if (price["currency"] != subscription["currency"])
         throw invalid("All prices on a subscription must have the same currency.", "items");
 
@@ -83,6 +85,11 @@ json Subscriptions::change_items(json &subscription, const json &changes, std::i
         const json &alike = before[i].is_null() ? items[0] : before[i];
         for (const char *name : {"subscription", "current_period_start", "current_period_end"})
             item[name] = alike[name];
+        const Cycle its = cycle_of(subscription, item), other = cycle_of(subscription, alike);
+        if (its.interval != other.interval || its.interval_count != other.interval_count) {
+            item["current_period_start"] = its.not_after(now);
+            item["current_period_end"] = its.after(now);
+        }
         item["created"] = now;
         if (!before[i].is_null()) {
             item["id"] = alike["id"];
@@ -137,7 +144,7 @@ json Subscriptions::update(const Call &call) {
             subscription[name] = call.params[name] == "" ? json() : call.params[name];
     if (call.has("cancel_at_period_end")) {
         const bool cancels = call.params["cancel_at_period_end"];
-        subscription["cancel_at"] = cancels ? subscription["items"]["data"][0]["current_period_end"] : json();
+        subscription["cancel_at"] = cancels ? json(first_end(subscription)) : json();
         subscription["canceled_at"] = cancels ? json(now) : json();
         subscription["cancellation_details"]["reason"] = cancels ? json("cancellation_requested") : json();
     }

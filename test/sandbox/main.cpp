@@ -17,6 +17,7 @@
 #include "test/sandbox/checkout.hpp"
 #include "test/sandbox/clocks.hpp"
 #include "test/sandbox/credits.hpp"
+#include "test/sandbox/entitlements.hpp"
 #include "test/sandbox/invoice_items.hpp"
 #include "test/sandbox/invoices.hpp"
 #include "test/sandbox/meters.hpp"
@@ -70,6 +71,7 @@ void run(const std::string &listen, const std::string &endpoints, std::uint64_t 
     sandbox::Clocks clocks(store, subscriptions, invoices, credits);
     sandbox::model_accounts(catalog, store);
     sandbox::model_prices(catalog, store);
+    sandbox::model_entitlements(catalog, store);
     meters.model(catalog, [&](const std::string &customer) { invoices.usage_changed(customer); });
     credits.model(catalog);
     invoices.model(catalog);

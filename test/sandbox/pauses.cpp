@@ -82,11 +82,12 @@ json Subscriptions::resume(const Call &call) {
     subscription["status"] = "active";
     subscription.erase("status_details");
     json spans = json::array();
-    const std::int64_t next = cycle_of(subscription).after(now);
-    for (const json &item : subscription["items"]["data"])
+    for (json &item : subscription["items"]["data"]) {
+        item["current_period_start"] = now;
+        item["current_period_end"] = cycle_of(subscription, item).after(now);
         if (!metered(store_.get("price", item["price"])))
-            spans.push_back(span_of(item, now, next));
-    set_period(subscription, now, next);
+            spans.push_back(span_of(item, now, item["current_period_end"]));
+    }
     if (!spans.empty() || !subscription["_pending"].empty())
         bill(subscription, "subscription_update", spans, now);
     store_.emit("customer.subscription.resumed", subscription);

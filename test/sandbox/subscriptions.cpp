@@ -23,6 +23,17 @@ json &items_of(json &subscription) {
     return subscription["items"]["data"];
 }
 
+// Where the first whole cycle begins: at once, or at the next boundary, in the month asked for.
+std::int64_t first_anchor(const Call &call, const Cycle &cycle, std::int64_t now) {
+    if (cycle.reference == now)
+        return now;
+    std::int64_t anchor = cycle.after(now);
+    const json config = call.params.value("billing_cycle_anchor_config", json::object());
+    while (config.contains("month") && month_number(anchor) % 12 != config["month"].get<int>() - 1)
+        anchor = cycle.after(anchor);
+    return anchor;
+}
+
 }  // namespace
 
 Cycle Subscriptions::cycle_of(const json &subscription) {
@@ -30,37 +41,44 @@ Cycle Subscriptions::cycle_of(const json &subscription) {
     return {cycle["reference"], cycle["interval"], cycle["interval_count"]};
 }
 
-void Subscriptions::set_period(json &subscription, std::int64_t start, std::int64_t end) {
-    for (json &item : items_of(subscription)) {
-        item["current_period_start"] = start;
-        item["current_period_end"] = end;
-    }
+Cycle Subscriptions::cycle_of(const json &subscription, const json &item) {
+    Cycle cycle = cycle_of(subscription);
+    const json &recurring = store_.get("price", item["price"])["recurring"];
+    if (recurring["interval"] == cycle.interval && recurring["interval_count"] == cycle.interval_count)
+        return cycle;
+    cycle.interval = recurring["interval"];
+    cycle.interval_count = recurring["interval_count"];
+    cycle.shift = month_number(subscription["billing_cycle_anchor"]) - month_number(cycle.reference);
+    return cycle;
 }
 
-json Subscriptions::first_spans(json &subscription, const Cycle &cycle, std::int64_t now, bool prorates) {
+json Subscriptions::first_spans(json &subscription, std::int64_t now, bool prorates) {
     json spans = json::array();
-    const std::int64_t start = subscription["start_date"];
     const bool trial = subscription["status"] == "trialing";
-    std::int64_t from = start;
-    do {
-        const std::int64_t to = trial ? subscription["trial_end"].get<std::int64_t>() : cycle.after(from);
-        const std::int64_t whole = Cycle{from, cycle.interval, cycle.interval_count}.at(1) - from;
-        const bool aligned = cycle.not_after(from) == from;
-        std::int64_t numerator = aligned ? whole : std::min(to - from, whole);
-        if (trial || (numerator < whole && !prorates))
-            numerator = 0;
-        for (const json &item : items_of(subscription)) {
+    for (json &item : items_of(subscription)) {
+        const Cycle cycle = cycle_of(subscription, item);
+        std::int64_t from = subscription["start_date"];
+        do {
+            const std::int64_t to = trial ? subscription["trial_end"].get<std::int64_t>() : cycle.after(from);
+            const std::int64_t whole = Cycle{from, cycle.interval, cycle.interval_count}.at(1) - from;
+            const bool aligned = cycle.not_after(from) == from;
+            std::int64_t numerator = aligned ? whole : std::min(to - from, whole);
+            if (trial || (numerator < whole && !prorates))
+                numerator = 0;
             if (!metered(store_.get("price", item["price"])))
                 spans.push_back(span_of(item, from, to, numerator, whole));
             else if (to <= now)
                 spans.push_back(span_of(item, from, to));
-        }
-        if (spans.size() > kMaxBackdatedLines)
-            throw invalid("Backdating isn't supported when the invoice has more than 250 line items.",
-                          "backdate_start_date");
-        set_period(subscription, from, to);
-        from = to;
-    } while (from <= now);
+            if (spans.size() > kMaxBackdatedLines)
+                throw invalid("Backdating isn't supported when the invoice has more than 250 line items.",
+                              "backdate_start_date");
+            item["current_period_start"] = from;
+            item["current_period_end"] = to;
+            from = to;
+        } while (from <= now);
+    }
+    std::stable_sort(spans.begin(), spans.end(),
+                     [](const json &one, const json &other) { return one["start"] < other["start"]; });
     return spans;
 }
 
@@ -74,8 +92,7 @@ json Subscriptions::create(const Call &call) {
     if (given.value("backdate_start_date", now) > now)
         throw invalid("backdate_start_date must be in the past.", "backdate_start_date");
     json built = read_subscription(store_, call, now);
-    const json &price = store_.get("price", items_of(built)[0]["price"]);
-    Cycle cycle = read_cycle(call, price, now);
+    Cycle cycle = read_cycle(call, shortest_price(store_, items_of(built)), now);
     if (call.has("trial_period_days") || call.has("trial_end")) {
         if (call.has("billing_cycle_anchor") || call.has("billing_cycle_anchor_config") ||
             call.has("backdate_start_date") || given.value("trial_end", json()) == "now")
@@ -89,13 +106,13 @@ json Subscriptions::create(const Call &call) {
         built["trial_start"] = now;
         built["trial_end"] = cycle.reference = trial_end;
     }
-    built["billing_cycle_anchor"] = cycle.reference == now ? now : cycle.after(now);
+    built["billing_cycle_anchor"] = first_anchor(call, cycle, now);
     if (built["status"] == "trialing" || call.has("billing_cycle_anchor"))
         built["billing_cycle_anchor"] = cycle.reference;
     built["_cycle"] = {{"reference", cycle.reference},
                        {"interval", cycle.interval},
                        {"interval_count", cycle.interval_count}};
-    const json spans = first_spans(built, cycle, now, given.value("proration_behavior", "") != "none");
+    const json spans = first_spans(built, now, given.value("proration_behavior", "") != "none");
     json invoice = spans.empty() ? json() : invoices_.build(built, "subscription_create", spans, now);
 
     const std::string behavior = given.value("payment_behavior", "allow_incomplete");
@@ -113,7 +130,7 @@ json Subscriptions::create(const Call &call) {
     built["_expires_at"] = now + kIncompleteTime;
     built["_pending"] = json::array();
     if (built["cancel_at_period_end"] == true)
-        built["cancel_at"] = items_of(built)[0]["current_period_end"];
+        built["cancel_at"] = first_end(built);
 
     json &subscription = store_.add(std::move(built));
     if (!invoice.is_null()) {
@@ -192,12 +209,19 @@ void Subscriptions::end(json &subscription, std::int64_t time) {
     store_.emit("customer.subscription.deleted", subscription);
 }
 
+std::int64_t Subscriptions::first_end(const json &subscription) {
+    std::int64_t end = subscription["items"]["data"][0]["current_period_end"];
+    for (const json &item : subscription["items"]["data"])
+        end = std::min(end, item["current_period_end"].get<std::int64_t>());
+    return end;
+}
+
 std::optional<std::int64_t> Subscriptions::next_change(const json &subscription) {
     if (subscription["status"] == "incomplete")
         return subscription["_expires_at"].get<std::int64_t>();
     if (!living(subscription))
         return std::nullopt;
-    return subscription["items"]["data"][0]["current_period_end"].get<std::int64_t>();
+    return first_end(subscription);
 }
 
 void Subscriptions::change(json &subscription) {
@@ -216,6 +240,20 @@ void Subscriptions::change(json &subscription) {
     }
 }
 
+json Subscriptions::renewal_spans(const json &subscription, std::int64_t time, bool renews) {
+    json usage = json::array(), fees = json::array();
+    for (const json &item : subscription["items"]["data"]) {
+        if (item["current_period_end"] != time)
+            continue;
+        if (!metered(store_.get("price", item["price"])) && renews)
+            fees.push_back(span_of(item, time, cycle_of(subscription, item).after(time)));
+        else if (metered(store_.get("price", item["price"])) && subscription["status"] != "trialing")
+            usage.push_back(usage_span(item, time));
+    }
+    usage.insert(usage.end(), fees.begin(), fees.end());
+    return usage;
+}
+
 void Subscriptions::renew(json &subscription, std::int64_t time) {
     const json before = subscription;
     const bool trial = subscription["status"] == "trialing";
@@ -227,14 +265,14 @@ void Subscriptions::renew(json &subscription, std::int64_t time) {
             set_paused(subscription, time, "trial_end_without_payment_method");
         return;
     }
-    const std::int64_t next = cycle_of(subscription).after(time);
-    json spans = trial ? json::array() : usage_spans(subscription, time);
-    for (const json &item : items_of(subscription))
-        if (!metered(store_.get("price", item["price"])))
-            spans.push_back(span_of(item, time, next));
+    const json spans = renewal_spans(subscription, time, true);
     if (!spans.empty() || !subscription["_pending"].empty())
         bill(subscription, "subscription_cycle", spans, time);
-    set_period(subscription, time, next);
+    for (json &item : items_of(subscription))
+        if (item["current_period_end"] == time) {
+            item["current_period_start"] = time;
+            item["current_period_end"] = cycle_of(subscription, item).after(time);
+        }
     if (trial)
         subscription["status"] = "active";
     store_.emit("customer.subscription.updated", subscription, before);
@@ -250,8 +288,12 @@ json Subscriptions::preview(const Call &call) {
         first.params["items"] = call.params["subscription_details"].value("items", json::array());
         time = store_.time_of(store_.get("customer", call.text("customer"), "customer"));
         subscription = read_subscription(store_, first, time);
-        const Cycle cycle = read_cycle(first, store_.get("price", items_of(subscription)[0]["price"]), time);
-        spans = first_spans(subscription, cycle, time, true);
+        const Cycle cycle = read_cycle(first, shortest_price(store_, items_of(subscription)), time);
+        subscription["_cycle"] = {{"reference", cycle.reference},
+                                  {"interval", cycle.interval},
+                                  {"interval_count", cycle.interval_count}};
+        subscription["billing_cycle_anchor"] = first_anchor(first, cycle, time);
+        spans = first_spans(subscription, time, true);
     } else {
         const json *found = call.has("subscription")
                                 ? &store_.get("subscription", call.text("subscription"), "subscription")
@@ -265,14 +307,9 @@ json Subscriptions::preview(const Call &call) {
                            "invoice_upcoming_none");
         subscription = *found;
         time = *next_change(subscription);
-        const std::int64_t next = cycle_of(subscription).after(time);
         spans = subscription["_pending"];
-        if (subscription["status"] != "trialing")
-            for (json &span : usage_spans(subscription, time))
-                spans.push_back(std::move(span));
-        for (const json &item : items_of(subscription))
-            if (!metered(store_.get("price", item["price"])) && subscription["cancel_at_period_end"] != true)
-                spans.push_back(span_of(item, time, next));
+        for (json &span : renewal_spans(subscription, time, subscription["cancel_at_period_end"] != true))
+            spans.push_back(std::move(span));
     }
     json invoice = invoices_.build(subscription, "upcoming", std::move(spans), time);
     invoices_.preview_credit(invoice, time);
@@ -290,6 +327,7 @@ void Subscriptions::model(Catalog &catalog) {
                    "billing_cycle_anchor_config[day_of_month]",
                    "billing_cycle_anchor_config[hour]",
                    "billing_cycle_anchor_config[minute]",
+                   "billing_cycle_anchor_config[month]",
                    "billing_cycle_anchor_config[second]",
                    "billing_mode",
                    "cancel_at_period_end",

@@ -5,7 +5,9 @@
 // metered one bills in arrears at a period's end and is absent from the first invoice. A backdated subscription bills
 // one line for each period that began since (docs.stripe.com/billing/subscriptions/backdating). A first period cut
 // short by the anchor is prorated against the whole interval that begins at its start; one that is whole is billed in
-// full. All items share one interval.
+// full. Items may have different intervals in months, multiples of the shortest: each has periods of its own, which begin
+// with one of the shortest's; those of a year in the month of the billing cycle's anchor, as docs.stripe.com has it of
+// anchors (billing/subscriptions/billing-cycle). What begins or ends at one time is one invoice.
 #pragma once
 
 #include <cstdint>
@@ -32,12 +34,16 @@ class Subscriptions {
     json create(const Call &call);
 
   private:
-    json first_spans(json &subscription, const Cycle &cycle, std::int64_t now, bool prorates);
+    json first_spans(json &subscription, std::int64_t now, bool prorates);
     json update(const Call &call);
     json pause(const Call &call);
     json resume(const Call &call);
     json cancel(const Call &call);
     json preview(const Call &call);
+    // When the first of its items' periods ends.
+    static std::int64_t first_end(const json &subscription);
+    // What the items whose periods end at that time bill: usage in arrears and, if they renew, fees in advance.
+    json renewal_spans(const json &subscription, std::int64_t time, bool renews);
     json usage_spans(const json &subscription, std::int64_t until);
     // What a metered item has counted of its period at its price.
     static json usage_span(const json &item, std::int64_t until);
@@ -53,10 +59,11 @@ class Subscriptions {
     // Drafts an invoice of what is pending and these spans.
     json &bill(json &subscription, const std::string &reason, const json &spans, std::int64_t time);
     void bill_arrears(json &subscription, std::int64_t time);
+    // The cycle of the items with the shortest interval, and that of any.
     static Cycle cycle_of(const json &subscription);
+    Cycle cycle_of(const json &subscription, const json &item);
     void end(json &subscription, std::int64_t time);
     void renew(json &subscription, std::int64_t time);
-    void set_period(json &subscription, std::int64_t start, std::int64_t end);
 
     Store &store_;
     Invoices &invoices_;

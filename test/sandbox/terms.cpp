@@ -1,5 +1,7 @@
 #include "test/sandbox/terms.hpp"
 
+#include <algorithm>
+
 #include "test/sandbox/errors.hpp"
 #include "test/sandbox/prices.hpp"
 
@@ -9,6 +11,13 @@ namespace {
 constexpr std::int64_t kHour = 3'600, kDay = 86'400;
 constexpr std::size_t kMaxItems = 20;
 
+// How many months lie between two invoices of a price; 0: it bills by days or weeks.
+int months_of(const json &price) {
+    const std::string interval = price["recurring"]["interval"];
+    const int count = price["recurring"]["interval_count"];
+    return interval == "month" ? count : interval == "year" ? count * 12 : 0;
+}
+
 }  // namespace
 
 json read_items(Store &store, const json &given, const std::string &where) {
@@ -16,12 +25,13 @@ json read_items(Store &store, const json &given, const std::string &where) {
         throw invalid("A subscription takes 1 to 20 items.", where);
     json items = json::array();
     std::string interval, currency;
+    int months = 0;  // the shortest so far
     for (std::size_t i = 0; i < given.size(); ++i) {
         const std::string at = where + "[" + std::to_string(i) + "]";
         if (!given[i].contains("price"))
             throw invalid("Missing required param: " + at + "[price].", at + "[price]", "parameter_missing");
         const json &price = store.get("price", given[i]["price"], at + "[price]");
-        if (!price["active"].get<bool>())
+        if (!price["active"].get<bool>() && !given[i].contains("_kept"))
             throw invalid("The price specified is inactive. This field only accepts active prices.",
                           at + "[price]");
         if (price["type"] != "recurring")
@@ -34,8 +44,11 @@ json read_items(Store &store, const json &given, const std::string &where) {
                 throw invalid("Cannot add multiple subscription items with the same price.", at + "[price]");
         const std::string its_interval = price["recurring"]["interval"].get<std::string>() + "/" +
                                          std::to_string(price["recurring"]["interval_count"].get<int>());
-        if (i > 0 && its_interval != interval)
-            throw not_modelled("subscriptions of mixed intervals");
+        if (i > 0 && its_interval != interval && (months == 0 || months_of(price) == 0))
+            throw not_modelled("subscriptions of mixed intervals other than months and years");
+        if (i > 0 && months > 0 && months_of(price) % months != 0 && months % months_of(price) != 0)
+            throw invalid("The intervals of all prices must be multiples of the shortest.", at + "[price]");
+        months = i == 0 ? months_of(price) : std::min(months, months_of(price));
         if (i > 0 && price["currency"] != currency)
             throw invalid("All prices on a subscription must have the same currency.", at + "[price]");
         interval = its_interval;
@@ -52,6 +65,14 @@ json read_items(Store &store, const json &given, const std::string &where) {
         items.push_back(std::move(item));
     }
     return items;
+}
+
+const json &shortest_price(Store &store, const json &items) {
+    const json *shortest = &store.get("price", items[0]["price"]);
+    for (const json &item : items)
+        if (const json &price = store.get("price", item["price"]); months_of(price) < months_of(*shortest))
+            shortest = &price;
+    return *shortest;
 }
 
 Cycle read_cycle(const Call &call, const json &price, std::int64_t now) {

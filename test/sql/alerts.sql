@@ -65,11 +65,11 @@ CALL use('acme', 'api_calls', 2000);
 SELECT kind, metric, threshold, used, quota FROM alerts WHERE kind = 'cost';
 SELECT tenant, metric, kind, threshold, used, quota FROM billing.get_active_alerts('acme') WHERE kind = 'cost';
 -- of whom does not use what it is about, nothing is computed: a price that cannot be rated does no harm, and little otherwise
-UPDATE billing.price_tiers SET up_to = NULL WHERE plan = 'standard' AND metric = 'api_calls' AND ordinal = 1;
+UPDATE billing.plan_prices SET terms = terms || '{"tiers": "none"}' WHERE plan = 'standard' AND metric = 'api_calls';
 CALL use('bolt', 'llm_tokens', 1);
 CALL use('bolt', 'api_calls', 150000);
 SELECT used FROM billing.usage_quotas WHERE tenant_id = 'bolt' AND metric = 'api_calls';
-UPDATE billing.price_tiers SET up_to = 100000 WHERE plan = 'standard' AND metric = 'api_calls' AND ordinal = 1;
+UPDATE billing.plan_prices SET terms = t.terms FROM billing._plan_terms('standard') t WHERE plan = 'standard' AND t.metric = 'api_calls' AND plan_prices.metric = 'api_calls';
 CALL use('bolt', 'api_calls', 1);
 SELECT metric, threshold, used FROM alerts WHERE kind = 'cost' AND tenant_id = 'bolt';
 

@@ -104,7 +104,7 @@ CALL travel(interval :'left' + '1 hour');
 SELECT FROM billing.run_rollup() \g /dev/null
 SELECT current_period_start = :'trial_end' AS over, billing.get_credit_balance('acme') FROM billing.subscriptions WHERE tenant_id = 'acme';
 UPDATE billing.subscriptions SET status = 'active' WHERE tenant_id = 'acme';
--- a plan whose price makes no sense holds up nobody; the credit stays
+-- a plan whose price makes no sense holds up nobody
 BEGIN;
 UPDATE billing.price_tiers SET up_to = 1 WHERE plan = 'standard' AND metric = 'user_seats' AND ordinal = 2;
 SELECT billing.get_credit_balance('acme');

@@ -47,20 +47,24 @@ SELECT used, r.* FROM unnest(ARRAY[499999999999, 500000000000, 999999999999999, 
 -- a currency without decimals: the minor unit is the yen itself
 SELECT used, r.* FROM unnest(ARRAY[1, 3, 100, 101, 102, 110]) used, rate('yen', 'api_calls', used) r;
 -- the same as Stripe is told
-SELECT w.metric, x - '{currency,product,lookup_key,nickname,recurring}'::text[] AS price
-  FROM billing.plan_metrics w, billing._stripe_price_params(w.plan, w.metric) x
- WHERE w.plan = 'fonts' ORDER BY 1;
+SELECT w.metric, x - '{currency,product,nickname,recurring}'::text[] AS price
+  FROM billing._plan_terms('fonts') w, billing._stripe_price_params('fonts', w.metric, w.terms) x ORDER BY 1;
 
--- no price, no charge; a price that makes no sense is none
+-- no price, no charge
 SELECT * FROM rate('yen', 'user_seats', 5);
-UPDATE billing.price_tiers SET up_to = 1000 WHERE plan = 'fonts' AND metric = 'llm_tokens';
-CALL attempt($$SELECT rate('fonts', 'llm_tokens', 5)$$);
-UPDATE billing.price_tiers SET up_to = NULL WHERE plan = 'fonts' AND metric = 'api_calls' AND ordinal = 2;
-CALL attempt($$SELECT rate('fonts', 'api_calls', 6)$$);
-UPDATE billing.price_tiers SET up_to = 4 WHERE plan = 'fonts' AND metric = 'api_calls' AND ordinal = 2;
-CALL attempt($$SELECT rate('fonts', 'api_calls', 6)$$);
-UPDATE billing.price_tiers SET flat_amount = 1 WHERE plan = 'fonts' AND metric = 'storage_gb';
-CALL attempt($$SELECT rate('fonts', 'storage_gb', 6)$$);
+-- a price that makes no sense is not published, nor is the plan
+CREATE PROCEDURE refused(change text) LANGUAGE plpgsql AS $$
+BEGIN
+    EXECUTE 'UPDATE billing.price_tiers SET ' || change;
+    CALL attempt($a$SELECT billing._publish_plan('fonts')$a$);
+    ROLLBACK;
+END $$;
+CALL refused($$up_to = 1000 WHERE plan = 'fonts' AND metric = 'llm_tokens'$$);
+CALL refused($$up_to = NULL WHERE plan = 'fonts' AND metric = 'api_calls' AND ordinal = 2$$);
+CALL refused($$up_to = 4 WHERE plan = 'fonts' AND metric = 'api_calls' AND ordinal = 2$$);
+CALL refused($$flat_amount = 1 WHERE plan = 'fonts' AND metric = 'storage_gb'$$);
+SELECT count(*) FROM billing.plan_versions;
+SELECT billing._publish_plan('fonts');
 CALL attempt($$UPDATE billing.price_tiers SET up_to = 0.5$$);
 CALL attempt($$UPDATE billing.price_tiers SET unit_amount = 'NaN'$$);
 CALL attempt($$UPDATE billing.price_tiers SET unit_amount = 0.0000000000001$$);

@@ -77,9 +77,10 @@ CREATE FUNCTION made(sub text, session bigint) RETURNS jsonb LANGUAGE sql AS $$
     SELECT jsonb_build_object('id', sub, 'status', 'trialing', 'created', 1896093420, 'start_date', 1896093420,
                'trial_end', 1897303020, 'billing_cycle_anchor', 1897303020, 'collection_method', 'charge_automatically',
                'cancel_at_period_end', false, 'metadata', jsonb_build_object('tenant_id', 'acme', 'session_id', session::text),
-               'items', jsonb_build_object('data', jsonb_build_array(jsonb_build_object('id', 'si_1', 'price',
-                   jsonb_build_object('id', (SELECT o.response ->> 'id' FROM billing.stripe_outbox o WHERE o.kind = 'price_create' AND o.subject = 'pgb_standard_month')),
-                   'current_period_start', 1896093420, 'current_period_end', 1897303020))))
+               'items', jsonb_build_object('data',
+                   (SELECT jsonb_agg(jsonb_build_object('id', 'si_' || o.subject, 'price', jsonb_build_object('id', o.response -> 'id'),
+                                     'current_period_start', 1896093420, 'current_period_end', 1897303020))
+                      FROM billing.stripe_outbox o WHERE o.kind = 'price_create' AND o.subject LIKE 'pgb_standard%')))
 $$;
 SELECT billing._apply_subscription('acme', made('sub_out', :checkout) #- '{metadata,session_id}', true);
 SELECT count(*) FROM billing.subscriptions WHERE tenant_id = 'acme';

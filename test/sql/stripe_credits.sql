@@ -35,10 +35,12 @@ SELECT billing.grant_credit('acme', 300, metrics => '{user_seats}', category => 
 SELECT billing.grant_credit('acme', 50, name => 'Never sent') AS unsent \gset
 SELECT billing._stripe_plan_credits();
 UPDATE billing.billing_customers SET stripe_customer_id = 'cus_1';
-UPDATE billing.plan_metrics SET stripe_price_id = 'price_1' WHERE metric = 'user_seats' AND plan <> 'free';
+SELECT billing._publish_plan(name) FROM billing.plans \g /dev/null
+UPDATE billing.plan_prices SET stripe_price_id = CASE plan WHEN 'standard' THEN 'price_1' ELSE 'price_0' END
+ WHERE metric = 'user_seats' AND plan <> 'free';
 SELECT billing._stripe_plan_credits();
 SELECT subject::int - :prepaid AS nth, method, path, params #- '{metadata,credit_grant_id}' AS params FROM requests ORDER BY 1;
-UPDATE billing.plan_metrics SET stripe_price_id = 'price_2' WHERE metric = 'user_seats' AND plan = 'free';
+UPDATE billing.plan_prices SET stripe_price_id = 'price_2' WHERE metric = 'user_seats' AND plan = 'free';
 SELECT billing._stripe_plan_credits();
 SELECT params #> '{applicability_config}' AS scope, params -> 'category' AS category, params ? 'name' AS named FROM requests WHERE subject = :'seats';
 -- one that no request left for is void at once, and is not made; one on its way is void when Stripe says so

@@ -109,7 +109,7 @@ SELECT tenant_id, kind, subject, request, state, attempts, next_attempt_at FROM 
 UPDATE billing.billing_customers SET stripe_customer_id = 'cus_mended' WHERE tenant_id = 'bolt';
 CALL refuse('bolt', 'meter_event', 'llm_tokens', 400, 'resource_missing', 'No such customer.');
 CALL settle('bolt', 'meter_event', 'api_calls', 'retry', '{"error": {"message": "Too many requests."}}', 429, '1 hour');
-SELECT subject, state, attempts, next_attempt_at - clock_timestamp() > '50 minutes' AS later, last_error FROM billing.stripe_waiting;
+SELECT subject, state, attempts, next_attempt_at - clock_timestamp() > '50 minutes' AS later, last_error FROM billing.stripe_waiting ORDER BY subject DESC;
 SELECT * FROM billing.stripe_unsubmitted ORDER BY 1, 2;
 SELECT FROM billing.record_usage('bolt', 'llm_tokens', 5, NULL, '2030-01-31 12:45+00') \g /dev/null
 SELECT billing.run_rollup();

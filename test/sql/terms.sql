@@ -6,6 +6,7 @@
 SELECT FROM billing.create_customer('acme', 'Acme', 'a@a.example', stripe => false) \g /dev/null
 SELECT FROM billing.create_customer('beta', 'Beta', 'b@b.example', stripe => false) \g /dev/null
 SELECT FROM billing.create_subscription('acme', 'free') \g /dev/null
+SELECT billing._publish_plan(name) FROM billing.plans \g /dev/null
 CREATE VIEW remembered AS
     SELECT d.quota, d.cap, d.reason, d.resets_at FROM billing.check_quota('acme', 'api_calls', 900) d;
 -- Does a statement and shows what is in force afterwards, for who has just asked before it, too.

@@ -55,8 +55,10 @@ SELECT billing.get_overage('acme', 'llm_tokens'), billing.get_overage('acme', 'l
 -- volume: what lies beyond the allowance may make the rest cheaper
 BEGIN;
 UPDATE billing.plan_metrics SET price_model = 'volume' WHERE plan = 'standard' AND metric = 'llm_tokens';
+SELECT billing.update_subscription('acme', 'standard');
 SELECT billing.get_overage_cost('acme', 'llm_tokens');
 UPDATE billing.price_tiers SET unit_amount = 0.01 WHERE plan = 'standard' AND metric = 'llm_tokens' AND ordinal = 1;
+SELECT billing.update_subscription('acme', 'standard');
 SELECT billing.get_overage_cost('acme', 'llm_tokens');
 ROLLBACK;
 -- a stored invoice
