@@ -3,7 +3,7 @@
 # Every suite speaks TAP; N counts test cases. A suite that ends badly or runs nothing is a failure.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-suites=(checks unit regress isolation ubsan pgtap client e2e)
+suites=(e2e checks unit regress isolation ubsan pgtap client)    # the longest first
 all=${suites[*]}
 [ $# -eq 0 ] || suites=("$@")
 
@@ -145,10 +145,9 @@ echo "building"
 [ -z "$PG_BILLING_ROOT" ] || build_step extension build_extension
 [[ " ${suites[*]} " != *\ @(unit|client|e2e)\ * ]] || build_step programs build_programs
 
-passed=0 failed=0
-for suite in "${suites[@]}"; do
-    declare -F "suite_$suite" >/dev/null || die "no suite $suite; there are: $all"
-    started=$SECONDS log=$RUN/suite-$suite.tap
+# run_suite SUITE: its result on stdout, how many passed and failed in a file.
+run_suite() {
+    local suite=$1 log=$RUN/suite-$1.tap started=$SECONDS status good bad
     set +e
     (set -e; trap cluster_stop_all EXIT; "suite_$suite") >"$log" 2>&1
     status=$?
@@ -159,8 +158,27 @@ for suite in "${suites[@]}"; do
         echo "not ok - suite $suite ran no test" >>"$log"
         bad=1
     fi
-    [ "$bad" -eq 0 ] || grep -A40 '^not ok ' "$log" | grep -v '^ok ' | head -n 200
-    echo "$suite: $good passed, $bad failed ($((SECONDS - started)) s)"
+    echo "$good $bad" >"$RUN/$suite.counts"
+    printf '%s\n' "$([ "$bad" -eq 0 ] || grep -A40 '^not ok ' "$log" | grep -v '^ok ' | head -n 200
+        echo "$suite: $good passed, $bad failed ($((SECONDS - started)) s)")"
+}
+
+# One suite for each processor at a time: the tests wait for conditions, most of the time. `reports` looks at what the
+# others have left behind.
+for suite in "${suites[@]}"; do
+    declare -F "suite_$suite" >/dev/null || die "no suite $suite; there are: $all"
+done
+rm -f "$RUN"/*.counts
+trap 'trap "" TERM; kill -TERM 0; wait; exit 130' INT TERM     # what runs in the background is deaf to an interrupt
+for suite in "${suites[@]}"; do
+    [ "$suite" != reports ] || wait
+    while [ "$(jobs -pr | wc -l)" -ge "$(nproc)" ]; do wait -n || true; done
+    run_suite "$suite" &
+done
+wait
+passed=0 failed=0
+for suite in "${suites[@]}"; do
+    read -r good bad <"$RUN/$suite.counts" || die "suite $suite did not run to its end"
     passed=$((passed + good)) failed=$((failed + bad))
 done
 echo "$passed passed, $failed failed"
