@@ -88,7 +88,7 @@ BEGIN
           FROM billing._stripe_changes() c, billing.rollup_state r
          WHERE NOT EXISTS (SELECT FROM billing.stripe_outbox o
                             WHERE o.tenant_id = c.tenant_id AND o.state IN ('waiting', 'sending')
-                              AND (o.kind LIKE 'subscription\_%' OR o.kind = 'meter_event' AND c.changed_at IS NOT NULL))
+                              AND (o.kind LIKE 'subscription\_%' OR o.kind IN ('meter_event', 'delta_find') AND c.changed_at IS NOT NULL))
            AND (c.changed_at IS NULL
                 OR greatest(c.changed_at, hour) < r.tail
                    AND NOT EXISTS (SELECT FROM billing._stripe_due_hours() h WHERE h.tenant_id = c.tenant_id)

@@ -255,7 +255,7 @@ CREATE VIEW soak.differences (what, which, expected, found) AS
     SELECT 'hour at Stripe', concat_ws(' ', tenant, metric, hour), h.value::text, s.value::text
       FROM (SELECT DISTINCT ON (b.tenant, e.metric, date_trunc('hour', e.occurred_at, 'UTC'))
                    b.tenant, e.metric, date_trunc('hour', e.occurred_at, 'UTC') AS hour, sum(e.quantity) AS value,
-                   bool_and(p.certain OR NOT p.billed) AS certain
+                   bool_and(p.sent IS NOT NULL AND (p.certain OR NOT p.billed)) AS certain
               FROM soak.placed p JOIN soak.events e ON e.id = p.event JOIN soak.billed b ON b.stripe_id = p.stripe_id
               JOIN billing.metrics m ON m.name = e.metric AND m.kind = 'counter'
              WHERE p.sent IS NOT FALSE

@@ -99,6 +99,12 @@ CALL send();
 CALL settle('acme', 'meter_event', 'api_calls', 'failed', '{"error": {"message": "An unknown error occurred."}}', 500);
 SELECT billing.retry_failed();
 SELECT kind, not_before - created_at > '9 minutes' AS later FROM billing.stripe_outbox WHERE state = 'waiting';
+-- a change of plan waits for the answer, too
+BEGIN;
+SELECT billing.update_subscription('acme', 'enterprise');
+SELECT billing._stripe_plan();
+SELECT kind FROM billing.stripe_outbox WHERE state = 'waiting' AND tenant_id = 'acme' AND kind <> 'meter_event';
+ROLLBACK;
 CALL sum_at_stripe('1157');
 CALL send();
 CALL settle('acme', 'meter_event', 'api_calls', 'failed', '{"error": {"message": "No such customer."}}', 400);
