@@ -12,12 +12,12 @@ int time_shift;
 
 namespace {
 
-int dedup_window, event_retention, notify_timeout, rollup_interval;
+int dedup_window, event_retention, missed_events_interval, notify_timeout, rollup_interval;
 bool notify_private_addresses;
 char *mail_from, *notify_ca_file, *sms_body, *sms_token_file, *sms_url, *smtp_password_file, *smtp_url,
     *smtp_user;
 int reconcile_interval, reconcile_reads, reconcile_settle;
-int stripe_concurrency, stripe_rate, stripe_timeout, submit_interval;
+int stripe_concurrency, stripe_rate, stripe_timeout, submit_interval, webhook_retention;
 int late_usage;
 char *stripe_api_base, *stripe_api_key_file, *stripe_api_version, *stripe_ca_file;
 
@@ -61,6 +61,10 @@ void define() {
         "Sets how many quota counters fit into shared memory (about 256 bytes each).",
         "One counter serves one tenant, metric and billing period; idle ones make room for others.",
         &max_counters, 20000, 16, 10000000, PGC_POSTMASTER, 0, nullptr, nullptr, nullptr);
+    DefineCustomIntVariable("pg_billing.missed_events_interval",
+                            "Sets how often Stripe is asked for events whose delivery failed.",
+                            "Each time is three requests. -1: never.", &missed_events_interval, 60 * 60, -1,
+                            PG_INT32_MAX, PGC_SUSET, GUC_UNIT_S, nullptr, nullptr, nullptr);
     DefineCustomStringVariable("pg_billing.notify_ca_file",
                                "Names a file of certificate authorities to trust instead of the system's, "
                                "for what notifications are sent to.",
@@ -144,6 +148,11 @@ void define() {
     DefineCustomIntVariable("pg_billing.time_shift", "Shifts the clock of billing.now(), for tests.", nullptr,
                             &time_shift, 0, PG_INT32_MIN, PG_INT32_MAX, PGC_SUSET, GUC_UNIT_S, nullptr,
                             nullptr, nullptr);
+    DefineCustomIntVariable("pg_billing.webhook_retention",
+                            "Sets how long the content of Stripe's webhooks is kept once it is processed.",
+                            "What became of them is kept for 31 days at least. -1: all is kept for ever.",
+                            &webhook_retention, 30 * kSecondsPerDay, -1, PG_INT32_MAX, PGC_SUSET, GUC_UNIT_S,
+                            nullptr, nullptr, nullptr);
     MarkGUCPrefixReserved("pg_billing");
 }
 

@@ -57,9 +57,11 @@ Config read_config(int argc, char **argv) {
         ->envname("PG_BILLING_SHIM_CONNECTIONS")
         ->check(CLI::Range(1, 64))
         ->capture_default_str();
-    app.add_option("--webhook-secret-file", config.webhook_secret_file,
-                   "file with Stripe's webhook signing secrets, one per line; read again on SIGHUP")
-        ->envname("PG_BILLING_SHIM_WEBHOOK_SECRET_FILE");
+    app.add_option("--webhook-secret-file", config.webhook_secret_files,
+                   "files with Stripe's webhook signing secrets, one per line; read again on SIGHUP")
+        ->envname("PG_BILLING_SHIM_WEBHOOK_SECRET_FILE")
+        ->delimiter(':')
+        ->allow_extra_args(false);
     auto *certificate =
         app.add_option("--tls-certificate", config.tls_certificate, "PEM file of the certificate chain")
             ->envname("PG_BILLING_SHIM_TLS_CERTIFICATE");

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace pg_billing::shim {
 
@@ -13,7 +14,7 @@ struct Config {
     std::uint16_t port = 0;
     std::string database;
     std::size_t connections = 4;
-    std::string webhook_secret_file;
+    std::vector<std::string> webhook_secret_files;
     std::string tls_certificate, tls_key;
     std::chrono::milliseconds wait{10'000};
 };

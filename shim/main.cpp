@@ -45,7 +45,7 @@ asio::awaitable<void> stop_on_signal(asio::signal_set &stop, asio::signal_set &h
 
 void serve(const Config &config) {
     asio::io_context context(1);
-    WebhookSecrets secrets(config.webhook_secret_file);
+    WebhookSecrets secrets(config.webhook_secret_files);
     Database::Options database_options;
     database_options.conninfo = config.database;
     database_options.connections = config.connections;

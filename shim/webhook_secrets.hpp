@@ -1,4 +1,5 @@
-// The signing secrets of Stripe's webhook endpoint: a file with one per line, several while one is being rolled.
+// The signing secrets of Stripe's webhook endpoints: files with one per line. Each endpoint has a secret of its own, the one
+// for thin events, too, and two of them while it is being rolled.
 #pragma once
 
 #include <string>
@@ -8,17 +9,16 @@ namespace pg_billing::shim {
 
 class WebhookSecrets {
   public:
-    // An empty path means: no webhooks are received. Throws std::runtime_error if the file is unreadable or empty.
-    explicit WebhookSecrets(std::string path);
+    // No files mean: no webhooks are received. Throws std::runtime_error if one is unreadable or empty.
+    explicit WebhookSecrets(std::vector<std::string> paths);
 
-    // Reads the file again; keeps what it had if that throws.
+    // Reads the files again; keeps what it had if that throws.
     void reload();
 
     const std::vector<std::string> &get() const { return secrets_; }
 
   private:
-    std::string path_;
-    std::vector<std::string> secrets_;
+    std::vector<std::string> paths_, secrets_;
 };
 
 }  // namespace pg_billing::shim

@@ -22,6 +22,7 @@ BEGIN
         stripe_meter_name text,
         stripe_feature_id text,
         stripe_feature_name text,
+        stripe_meter_active boolean NOT NULL DEFAULT true,  -- false: it was deactivated at Stripe, and takes no usage
         CHECK (aggregation IN ('sum', 'count', 'max', 'last', 'unique_count') AND kind = 'counter'
                OR aggregation IN ('time_weighted', 'max') AND kind = 'gauge'),
         CONSTRAINT deltas_add_up

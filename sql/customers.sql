@@ -11,6 +11,7 @@ BEGIN
         stripe             boolean NOT NULL,    -- billed through Stripe
         stripe_customer_id text,
         stripe_test_clock  text,
+        stripe_deleted_at  timestamptz,         -- when it was seen that the customer is deleted at Stripe
         created_at         timestamptz NOT NULL
     );
     CREATE INDEX IF NOT EXISTS billing_customers_stripe ON billing.billing_customers (stripe_customer_id);
@@ -41,7 +42,7 @@ BEGIN
     END;
     INSERT INTO billing.billing_customers AS c
         VALUES (create_customer.tenant_id, create_customer.name, create_customer.email, create_customer.timezone,
-                wants_stripe, NULL, create_customer.stripe_test_clock, billing.now())
+                wants_stripe, NULL, create_customer.stripe_test_clock, NULL, billing.now())
         ON CONFLICT ON CONSTRAINT billing_customers_pkey DO NOTHING;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'tenant "%" exists already', tenant_id

@@ -43,7 +43,7 @@ LANGUAGE sql STABLE AS $$
            m.export
       FROM billing.usage_aggregates a
       JOIN billing.metrics m ON m.name = a.metric AND billing._adds_up(m.kind, m.aggregation)
-      JOIN billing.billing_customers c ON c.tenant_id = a.tenant_id
+      JOIN billing.billing_customers c ON c.tenant_id = a.tenant_id AND c.stripe_deleted_at IS NULL
       JOIN billing.subscriptions s ON s.tenant_id = a.tenant_id AND s.anchor <= a.period_start
            AND billing._stripe_counts(s.stripe_status, s.ended_at)
            -- usage of a pause, whose period does not begin on the hour, is not billed
@@ -58,14 +58,17 @@ LANGUAGE sql STABLE AS $$
      WHERE a.submitted IS DISTINCT FROM a.quantity AND NOT a.blocked
 $$;
 
--- Whether usage of a tenant and metric may be sent: nothing of it is under way, nor a change of what it is billed at.
+-- Whether usage of a tenant and metric may be sent: nothing of it is under way, nor a change of what it is billed at, and
+-- neither meter nor customer is known to be gone at Stripe.
 CREATE FUNCTION billing._stripe_usage_free(tenant_id text, metric text) RETURNS boolean
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RETURN NOT EXISTS (SELECT FROM billing.stripe_outbox o
                         WHERE o.tenant_id = $1 AND o.state IN ('waiting', 'sending')
                           AND (o.kind IN ('meter_event', 'delta_find') AND o.subject = $2
-                               OR o.kind IN ('subscription_update', 'subscription_cancel')));
+                               OR o.kind IN ('subscription_update', 'subscription_cancel')))
+       AND EXISTS (SELECT FROM billing.metrics m WHERE m.name = $2 AND m.stripe_meter_active)
+       AND EXISTS (SELECT FROM billing.billing_customers c WHERE c.tenant_id = $1 AND c.stripe_deleted_at IS NULL);
 END $$;
 
 CREATE FUNCTION billing._stripe_enqueue_usage(tenant_id text, metric text, event_name text, customer text, value numeric,
@@ -118,7 +121,8 @@ BEGIN
     RETURN planned;
 END $$;
 
--- Takes what became of a meter event; what Stripe has is what was sent, not what it has come to meanwhile.
+-- Takes what became of a meter event; what Stripe has is what was sent, not what it has come to meanwhile. One that is
+-- refused after it was accepted (meter_errors.sql) leaves nothing that is known to be there.
 CREATE FUNCTION billing._stripe_usage_settled(request jsonb) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -127,7 +131,8 @@ DECLARE
 BEGIN
     IF r.detail ? 'figure' THEN
         UPDATE billing.usage_figures f
-           SET submitted = CASE WHEN confirmed THEN (r.detail ->> 'figure')::numeric ELSE f.submitted END,
+           SET submitted = CASE WHEN confirmed THEN (r.detail ->> 'figure')::numeric
+                                ELSE nullif(f.submitted, (r.detail ->> 'figure')::numeric) END,
                blocked = NOT confirmed
          WHERE f.tenant_id = r.tenant_id AND f.metric = r.subject
            AND f.subscription_id = (r.detail ->> 'subscription_id')::bigint
@@ -135,7 +140,8 @@ BEGIN
         RETURN;
     END IF;
     UPDATE billing.usage_aggregates a
-       SET submitted = CASE WHEN confirmed THEN (r.detail ->> 'quantity')::numeric ELSE a.submitted END,
+       SET submitted = CASE WHEN confirmed THEN (r.detail ->> 'quantity')::numeric
+                            ELSE nullif(a.submitted, (r.detail ->> 'quantity')::numeric) END,
            blocked = NOT confirmed
      WHERE a.tenant_id = r.tenant_id AND a.metric = r.subject
        AND a.period_start = (r.detail ->> 'period_start')::timestamptz

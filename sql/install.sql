@@ -38,6 +38,8 @@ BEGIN
     PERFORM billing._install_sessions();
     PERFORM billing._install_stripe_catalog();
     PERFORM billing._install_webhooks();
+    PERFORM billing._install_webhook_objects();
+    PERFORM billing._install_meter_errors();
     PERFORM billing._install_invoices();
     PERFORM billing._install_invoice_preview();
     PERFORM billing._install_late_usage();

@@ -32,6 +32,7 @@ BEGIN
         fetched_at                 timestamptz NOT NULL DEFAULT clock_timestamp(),
         PRIMARY KEY (tenant_id, stripe_invoice_id)
     );
+    CREATE INDEX IF NOT EXISTS invoices_stripe ON billing.invoices (stripe_invoice_id);      -- thin events do not say whose
     CREATE INDEX IF NOT EXISTS invoices_created ON billing.invoices (tenant_id, created_at, stripe_invoice_id);
     COMMENT ON TABLE billing.invoices IS 'invoices as Stripe has them; money in minor units';
 

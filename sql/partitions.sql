@@ -48,6 +48,7 @@ BEGIN
     -- No event may be later than 35 days (pg_billing.late_limit).
     DELETE FROM billing.usage_gauge_changes g USING billing.rollup_state s
      WHERE g.occurred_at < s.tail - interval '36 days';
+    PERFORM billing._prune_webhooks();
 END $$;
 COMMENT ON FUNCTION billing.maintain() IS
-    'makes the partitions of usage_events that the coming days need, and drops those that pg_billing.event_retention no longer keeps';
+    'makes the partitions of usage_events that the coming days need, and drops those that pg_billing.event_retention no longer keeps, and webhooks as pg_billing.webhook_retention says';

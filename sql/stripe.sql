@@ -47,6 +47,8 @@ BEGIN
         WHERE state <> 'delivered';
     CREATE INDEX IF NOT EXISTS stripe_outbox_reads ON billing.stripe_outbox (created_at)
         WHERE kind IN ('meter_summary', 'invoice_list');
+    -- Stripe names a meter event that it did not count after all by its key.
+    CREATE INDEX IF NOT EXISTS stripe_outbox_key ON billing.stripe_outbox (idempotency_key) WHERE kind = 'meter_event';
     COMMENT ON TABLE billing.stripe_outbox IS 'every request to Stripe, frozen; failed rows that were not retried are the dead letter';
 
     -- Which database this is. A copy (pg_restore, a template, a clone) differs and must not bill a second time.
@@ -55,6 +57,8 @@ BEGIN
         installation      text NOT NULL,        -- begins every idempotency key
         system_identifier bigint NOT NULL,
         database_oid      oid NOT NULL,
+        livemode          boolean,              -- of the API key that was used last; null: not known
+        missed_asked_at   timestamptz,          -- when events whose delivery failed were asked for last
         paused_reason     text                  -- not null: submission is paused until billing.resume_stripe()
     );
     COMMENT ON TABLE billing.stripe_state IS 'which database may submit to Stripe, and whether it is paused';
@@ -99,6 +103,12 @@ COMMENT ON FUNCTION billing.adopt() IS
 CREATE FUNCTION billing._stripe_pause(reason text) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     UPDATE billing.stripe_state SET paused_reason = reason
+$$;
+
+-- Notes whether the worker's key is for live mode: events of the other mode are not this database's.
+CREATE FUNCTION billing._stripe_note_mode(livemode boolean) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    UPDATE billing.stripe_state s SET livemode = $1 WHERE s.livemode IS DISTINCT FROM $1
 $$;
 
 CREATE FUNCTION billing.resume_stripe() RETURNS void

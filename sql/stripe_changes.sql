@@ -273,5 +273,5 @@ BEGIN
     requests := requests + billing._stripe_plan_late_usage();
     requests := requests + billing._stripe_plan_usage(stock) + billing._stripe_plan_figures(stock);
     requests := requests + billing._stripe_plan_reconcile();
-    RETURN requests + billing._stripe_plan_webhooks();
+    RETURN requests + billing._stripe_plan_webhooks() + billing._stripe_plan_missed();
 END $$;

@@ -16,7 +16,10 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
                    jsonb_strip_nulls(jsonb_build_object('name', c.name, 'email', c.email,
                        'metadata', jsonb_build_object('tenant_id', c.tenant_id), 'test_clock', c.stripe_test_clock)))
           FROM billing.billing_customers c
-         WHERE c.stripe AND c.stripe_customer_id IS NULL AND billing._stripe_free(c.tenant_id, 'customer_create', '')
+         WHERE c.stripe AND billing._stripe_free(c.tenant_id, 'customer_create', '')
+           AND (c.stripe_customer_id IS NULL       -- or it was deleted there, and the tenant is to be billed anew
+                OR c.stripe_deleted_at IS NOT NULL
+                   AND EXISTS (SELECT FROM billing.subscriptions s WHERE s.tenant_id = c.tenant_id AND s.status = 'pending'))
            AND billing._stripe_free(c.tenant_id, 'customer_find', '')
         UNION ALL
         -- The period starts with the hour, so the subscription is backdated to it and its cycle anchored there, too: the
@@ -51,48 +54,10 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
                       bool_and(w.stripe_price_id IS NOT NULL AND w.stripe_active) AS complete,
                       max((w.terms ->> 'months')::int) AS longest, coalesce(s.trial_end > billing.now(), false) AS trial
                  FROM billing._prices_of(s.tenant_id, s.plan, s.plan_version) w) i
-         WHERE s.status = 'pending' AND s.current_period_end > billing.now() AND c.stripe_customer_id IS NOT NULL AND i.complete
+         WHERE s.status = 'pending' AND s.current_period_end > billing.now() AND c.stripe_customer_id IS NOT NULL
+           AND c.stripe_deleted_at IS NULL AND i.complete
            AND billing._stripe_free(s.tenant_id, 'subscription_create', s.id::text)
            AND billing._stripe_free(s.tenant_id, 'subscription_find', s.id::text)
     )
     SELECT count(*) FROM requests
 $$;
-
--- Webhooks are taken as a hint that an object changed: it is fetched anew instead of trusting their order. Events that
--- arrive while a fetch is under way wait for the next one; those of a subscription also for a wish that is under way.
-CREATE FUNCTION billing._stripe_plan_webhooks() RETURNS bigint
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    w record;
-    fetch_id bigint;
-    requests bigint := 0;
-BEGIN
-    FOR w IN
-        SELECT e.object_type, e.object_id, c.tenant_id
-          FROM billing.webhook_events e
-          LEFT JOIN billing.billing_customers c ON c.stripe_customer_id = e.customer_id
-         WHERE e.processed_at IS NULL AND e.request_id IS NULL
-         GROUP BY 1, 2, 3
-    LOOP
-        IF w.tenant_id IS NULL OR w.object_type NOT IN ('subscription', 'invoice', 'checkout.session') THEN
-            UPDATE billing.webhook_events e
-               SET processed_at = clock_timestamp(),
-                   outcome = CASE WHEN w.object_type IN ('subscription', 'invoice', 'checkout.session') THEN 'unknown customer' ELSE 'ignored' END
-             WHERE e.processed_at IS NULL AND e.object_type IS NOT DISTINCT FROM w.object_type
-               AND e.object_id IS NOT DISTINCT FROM w.object_id;
-        ELSIF NOT EXISTS (SELECT FROM billing.stripe_outbox o
-                           WHERE o.tenant_id = w.tenant_id AND o.state IN ('waiting', 'sending')
-                             AND (o.kind = w.object_type || '_fetch' AND o.subject = w.object_id
-                                  OR w.object_type = 'subscription'
-                                     AND o.kind IN ('subscription_update', 'subscription_cancel'))) THEN
-            fetch_id := billing._stripe_enqueue(w.tenant_id, w.object_type || '_fetch', w.object_id, 'GET',
-                              format('/v1/%ss/%s', replace(w.object_type, '.', '/'), w.object_id),
-                              CASE w.object_type WHEN 'checkout.session' THEN '{"expand": ["subscription"]}'::jsonb ELSE '{}' END);
-            UPDATE billing.webhook_events e SET request_id = fetch_id
-             WHERE e.processed_at IS NULL AND e.request_id IS NULL
-               AND e.object_type = w.object_type AND e.object_id = w.object_id;
-            requests := requests + 1;
-        END IF;
-    END LOOP;
-    RETURN requests;
-END $$;

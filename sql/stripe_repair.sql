@@ -13,13 +13,15 @@ CREATE FUNCTION billing._stripe_hint(http_status int, code text) RETURNS text
 LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE
         WHEN $1 IS NULL THEN 'It was never sent: mend the parameters that cannot be encoded.'
-        WHEN $1 < 300 THEN 'Stripe carried it out, but its answer could not be stored: mend what the error says.'
+        WHEN $1 < 300 AND $2 IS NULL THEN 'Stripe carried it out, but its answer could not be stored: mend what the error says.'
         WHEN $1 >= 500 THEN 'Stripe failed and asked not to be asked again: look at its status page.'
         WHEN $2 = 'resource_missing' THEN
             'Restore at Stripe what is missing, or put the id of what took its place into the table that holds it.'
         WHEN $2 IN ('archived_meter', 'no_meter') THEN 'Reactivate the meter at Stripe.'
         WHEN $2 = 'resource_already_exists' THEN
             'Stripe has another one under that name, with other rules or archived: rename or reactivate it there.'
+        WHEN $2 = 'meter_event_customer_not_found' THEN
+            'Stripe has no such customer: put the id of the one it has into billing.billing_customers.'
         WHEN $2 = 'timestamp_too_far_in_past' THEN
             'Stripe takes usage for 35 days only, so retrying is in vain: bill it by an invoice item at Stripe.'
         ELSE 'Mend what Stripe complains of.' END
@@ -52,14 +54,16 @@ COMMENT ON VIEW billing.stripe_waiting IS
     'requests that Stripe has not answered for good: since when, after how many attempts, when the next is due, and why the last one was in vain';
 
 CREATE FUNCTION billing._stripe_unsubmitted()
-RETURNS TABLE (tenant_id text, metric text, hours bigint, oldest_hour timestamptz)
+RETURNS TABLE (tenant_id text, metric text, hours bigint, oldest_hour timestamptz, held_up_by text)
 LANGUAGE sql STABLE AS $$
-    SELECT h.tenant_id, h.metric, count(*), min(h.hour) FROM billing._stripe_due_hours() h GROUP BY 1, 2
+    SELECT h.tenant_id, h.metric, count(*), min(h.hour),
+           CASE WHEN NOT m.stripe_meter_active THEN format('meter %s was deactivated at Stripe: reactivate it there', m.stripe_meter_id) END
+      FROM billing._stripe_due_hours() h JOIN billing.metrics m ON m.name = h.metric GROUP BY 1, 2, m.name
 $$;
 
 CREATE VIEW billing.stripe_unsubmitted AS SELECT * FROM billing._stripe_unsubmitted();
 COMMENT ON VIEW billing.stripe_unsubmitted IS
-    'hours of usage that Stripe has not confirmed, per tenant and metric: they are sent one at a time, the oldest first; those that Stripe refused are in stripe_dead_letter';
+    'hours of usage that Stripe has not confirmed, per tenant and metric: they are sent one at a time, the oldest first, unless held_up_by says why not; those that Stripe refused are in stripe_dead_letter';
 
 -- Asks Stripe for what a refused request was to make; the planner makes it only after the answer.
 CREATE FUNCTION billing._stripe_look_for(kind text, tenant_id text, subject text, made_since timestamptz) RETURNS void
@@ -71,7 +75,8 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
                             extract(epoch FROM $4 - interval '1 hour')::bigint))
                    ELSE jsonb_build_object('test_clock', c.stripe_test_clock) END)
       FROM billing.billing_customers c
-     WHERE $1 LIKE 'customer\_%' AND c.tenant_id = $2 AND c.stripe_customer_id IS NULL;
+     WHERE $1 LIKE 'customer\_%' AND c.tenant_id = $2
+       AND (c.stripe_customer_id IS NULL OR c.stripe_deleted_at IS NOT NULL);
     SELECT billing._stripe_enqueue($2, 'subscription_find', $3, 'GET', '/v1/subscriptions',
                jsonb_build_object('customer', c.stripe_customer_id, 'limit', 100))
       FROM billing.subscriptions s JOIN billing.billing_customers c ON c.tenant_id = s.tenant_id
@@ -94,8 +99,8 @@ BEGIN
         PERFORM billing._stripe_enqueue(r.tenant_id, r.kind, r.subject, 'GET', r.path,
                     r.params || jsonb_build_object('starting_after', response #>> '{data,-1,id}'));
     ELSIF r.kind = 'customer_find' THEN
-        UPDATE billing.billing_customers c SET stripe_customer_id = ours ->> 'id'
-         WHERE c.tenant_id = r.tenant_id AND c.stripe_customer_id IS NULL AND ours IS NOT NULL;
+        UPDATE billing.billing_customers c SET stripe_customer_id = ours ->> 'id', stripe_deleted_at = NULL
+         WHERE c.tenant_id = r.tenant_id AND (c.stripe_customer_id IS NULL OR c.stripe_deleted_at IS NOT NULL) AND ours IS NOT NULL;
     ELSIF ours IS NOT NULL THEN
         PERFORM billing._apply_subscription(r.tenant_id, ours, false);
     END IF;
@@ -118,11 +123,14 @@ BEGIN
         PERFORM billing._stripe_look_for(f.kind, f.tenant_id, f.subject, f.created_at);
     WHEN f.kind LIKE 'credit\_%' THEN
         PERFORM billing._put_back_credit(request);
-    WHEN f.kind IN ('subscription_fetch', 'invoice_fetch', 'invoice_lines', 'checkout.session_fetch') THEN
+    WHEN f.kind = 'events_list' THEN
+        PERFORM billing._stripe_ask_missed(f.subject, true);
+    WHEN f.kind = 'invoice_lines' OR f.kind IN (SELECT o.kind FROM billing._webhook_objects() o) THEN
         -- The events that led to it are open again: what they are about is fetched as it is today.
-        UPDATE billing.webhook_events e SET processed_at = NULL, request_id = NULL, outcome = NULL
-         WHERE e.object_type = split_part(f.kind, '_', 1) AND e.object_id = f.subject
-           AND (e.request_id = f.id OR f.kind = 'invoice_lines');
+        UPDATE billing.webhook_events e
+           SET processed_at = NULL, request_id = NULL, outcome = NULL, error = NULL, opened_at = clock_timestamp()
+         WHERE e.request_id = f.id
+            OR f.kind = 'invoice_lines' AND e.subject_type = 'invoice' AND e.subject_id = f.subject AND e.processed_at IS NOT NULL;
     WHEN f.kind IN ('late_item_create', 'late_item_find') THEN
         PERFORM billing._stripe_enqueue(f.tenant_id, 'late_item_find', f.subject, 'GET', '/v1/invoiceitems',
                     jsonb_build_object('customer', c.stripe_customer_id, 'limit', 100))

@@ -12,9 +12,10 @@ BEGIN
          'feature_update', 'features_find', 'feature_attach', 'feature_detach', 'price_find', 'price_create', 'price_update' THEN
         PERFORM billing._apply_catalog(request, response);
     WHEN 'customer_create' THEN
-        UPDATE billing.billing_customers c SET stripe_customer_id = response ->> 'id' WHERE c.tenant_id = r.tenant_id;
-    WHEN 'subscription_create', 'subscription_update', 'subscription_fetch' THEN
-        PERFORM billing._apply_subscription(r.tenant_id, response, r.kind = 'subscription_fetch');
+        UPDATE billing.billing_customers c SET stripe_customer_id = response ->> 'id', stripe_deleted_at = NULL
+         WHERE c.tenant_id = r.tenant_id;
+    WHEN 'subscription_create', 'subscription_update' THEN
+        PERFORM billing._apply_subscription(r.tenant_id, response, false);
     WHEN 'subscription_cancel' THEN
         UPDATE billing.subscriptions s SET stripe_status = 'canceled'
          WHERE s.tenant_id = r.tenant_id AND s.id::text = r.subject;
@@ -24,15 +25,8 @@ BEGIN
         PERFORM billing._apply_found(request, response);
     WHEN 'session_create' THEN
         PERFORM billing._apply_session(r.tenant_id, r.subject, response, NULL);
-    WHEN 'checkout.session_fetch' THEN
-        IF jsonb_typeof(response -> 'subscription') = 'object' THEN
-            PERFORM billing._apply_subscription(r.tenant_id, response -> 'subscription', true);
-        END IF;
-    WHEN 'credit_grant_create', 'credit_grant_find', 'credit_grant_fetch', 'credit_grant_void', 'credit_grant_expire',
-         'credit_transactions' THEN
+    WHEN 'credit_grant_create', 'credit_grant_find', 'credit_grant_void', 'credit_grant_expire', 'credit_transactions' THEN
         PERFORM billing._apply_credit(request, response);
-    WHEN 'invoice_fetch' THEN
-        PERFORM billing._apply_invoice(r.tenant_id, response);
     WHEN 'invoice_preview', 'invoice_preview_lines' THEN
         PERFORM billing._apply_preview(request, response);
     WHEN 'meter_summary' THEN
@@ -50,6 +44,10 @@ BEGIN
         END IF;
     WHEN 'late_item_create', 'late_item_find' THEN
         PERFORM billing._apply_late_item(request, response);
+    WHEN 'events_list' THEN
+        PERFORM billing._apply_missed(request, response);
+    ELSE
+        PERFORM billing._apply_fetched(request, response);
     END CASE;
 END $$;
 
@@ -70,13 +68,14 @@ BEGIN
     END IF;
     -- A product of ours that exists already is as good as created (other objects have ids of Stripe's own, which such
     -- a refusal does not give), and a subscription that is no more is as good as canceled: a DELETE has no key by which
-    -- Stripe would know it again.
+    -- Stripe would know it again. That something of what may be deleted is gone is an answer, too.
     IF verdict = 'failed'
        AND EXISTS (SELECT FROM billing.stripe_outbox o
                     WHERE o.tenant_id = _stripe_settle.tenant_id AND o.id = _stripe_settle.id
                       AND (o.kind, _stripe_settle.response #>> '{error,code}') IN
                           (('product_create', 'resource_already_exists'), ('subscription_cancel', 'resource_missing'),
-                           ('feature_detach', 'resource_missing'))) THEN
+                           ('feature_detach', 'resource_missing'), ('invoice_fetch', 'resource_missing'),
+                           ('price_fetch', 'resource_missing'), ('product_fetch', 'resource_missing'))) THEN
         verdict := 'delivered';
     END IF;
     UPDATE billing.stripe_outbox o
@@ -118,7 +117,8 @@ BEGIN
         PERFORM billing._apply_session(request.tenant_id, request.subject, NULL, complaint);
     END IF;
     UPDATE billing.webhook_events e
-       SET processed_at = clock_timestamp(), outcome = CASE verdict WHEN 'delivered' THEN 'applied' ELSE complaint END
+       SET processed_at = clock_timestamp(), outcome = CASE verdict WHEN 'delivered' THEN 'applied' ELSE 'failed' END,
+           error = CASE verdict WHEN 'delivered' THEN NULL ELSE complaint END
      WHERE e.request_id = request.id AND e.processed_at IS NULL;
     IF outcome = 'renew' THEN
         PERFORM billing._stripe_put_back(to_jsonb(request));

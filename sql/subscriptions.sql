@@ -60,6 +60,7 @@ BEGIN
     );
     CREATE UNIQUE INDEX IF NOT EXISTS subscriptions_one_live ON billing.subscriptions (tenant_id)
         WHERE status NOT IN ('canceled', 'incomplete_expired');
+    CREATE INDEX IF NOT EXISTS subscriptions_stripe ON billing.subscriptions (stripe_subscription_id);
     CREATE INDEX IF NOT EXISTS subscriptions_period_end ON billing.subscriptions (current_period_end)
         WHERE status NOT IN ('canceled', 'incomplete_expired');
     COMMENT ON TABLE billing.subscriptions IS 'a tenant''s plan and billing period; at most one live row per tenant';

@@ -320,6 +320,13 @@ TimestampTz next_run(Session &session) {
                 : regular;
 }
 
+// Returns whether the key is for live mode, as its prefix tells (sk_live_…, rk_test_…); null where it tells neither.
+Value live_mode(const ApiKey &key) {
+    const std::string_view text = key.text();
+    const std::string_view mode = text.substr(std::min(text.find('_'), text.size()));
+    return mode.starts_with("_live_") ? Value("true") : mode.starts_with("_test_") ? Value("false") : Value();
+}
+
 TimestampTz sync_with_stripe(Session &session) {
     const std::string path = text_setting("pg_billing.stripe_api_key_file");
     if (path.empty())
@@ -334,6 +341,9 @@ TimestampTz sync_with_stripe(Session &session) {
     if (not_ready())
         return next_tick(kStripeJob, GetCurrentTimestamp());
     const ApiKey key(path);
+    session.transaction("noting the API key's mode", [&] {
+        session.query("SELECT billing._stripe_note_mode($1::boolean)", {live_mode(key)});
+    });
     StripeSync(session, key).run();
     return not_ready() ? next_tick(kStripeJob, GetCurrentTimestamp()) : next_run(session);
 }

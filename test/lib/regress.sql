@@ -9,6 +9,7 @@ SET client_min_messages = warning;
 SELECT ceil(extract(epoch FROM timestamptz '2030-01-31 12:30+00' - clock_timestamp()))::bigint AS shift \gset
 ALTER DATABASE :"DBNAME" SET pg_billing.time_shift = :shift;
 ALTER DATABASE :"DBNAME" SET timezone = 'UTC';
+ALTER DATABASE :"DBNAME" SET pg_billing.missed_events_interval = -1;
 \setenv PGTZ
 \setenv PGDATESTYLE ISO
 \c -

@@ -78,9 +78,25 @@ bool event_matches(const json &event, const json &params) {
     return in_range(params.value("created", json()), event["created"]);
 }
 
+// What is left of a deleted customer is what it owed: its drafts are finalized yet.
+json delete_customer(Store &store, const std::string &id) {
+    json &customer = living_customer(store, id, "id");
+    const json before = customer;
+    customer["_deleted"] = true;
+    store.emit("customer.deleted", before);
+    return {{"id", id}, {"object", "customer"}, {"deleted", true}};
+}
+
 }  // namespace
 
-void model_accounts(Catalog &catalog, Store &store) {
+json &living_customer(Store &store, const std::string &id, const std::string &param) {
+    json &customer = store.get("customer", id, param);
+    if (customer.contains("_deleted"))
+        throw no_such("customer", id, param);
+    return customer;
+}
+
+void model_accounts(Catalog &catalog, Store &store, std::function<void(const std::string &)> deleted) {
     const std::set<std::string> settable = {"name",        "email",
                                             "description", "phone",
                                             "address",     "preferred_locales",
@@ -90,10 +106,19 @@ void model_accounts(Catalog &catalog, Store &store) {
     creatable.insert("test_clock");
     catalog.model("POST /v1/customers", creatable,
                   [&store](const Call &call) { return create_customer(store, call); });
-    catalog.model("GET /v1/customers/{id}", {},
-                  [&store](const Call &call) { return store.get("customer", call.id()); });
+    catalog.model("GET /v1/customers/{id}", {}, [&store](const Call &call) -> json {
+        const json &customer = store.get("customer", call.id());
+        if (customer.contains("_deleted"))
+            return {{"id", call.id()}, {"object", "customer"}, {"deleted", true}};
+        return customer;
+    });
+    catalog.model("DELETE /v1/customers/{id}", {}, [&store, deleted](const Call &call) {
+        json answer = delete_customer(store, call.id());
+        deleted(call.id());
+        return answer;
+    });
     catalog.model("POST /v1/customers/{id}", settable, [&store](const Call &call) {
-        json &customer = store.get("customer", call.id());
+        json &customer = living_customer(store, call.id(), "id");
         const json before = customer;
         json changed = customer;
         set_customer(changed, call);
@@ -106,7 +131,8 @@ void model_accounts(Catalog &catalog, Store &store) {
                   [&store](const Call &call) {
                       return store.list("customer", "/v1/customers", call.params, [&](const json &row) {
                           // Stripe lists a test clock's customers only where the clock is asked for.
-                          return (call.has("test_clock") ? row["test_clock"] == call.params["test_clock"]
+                          return !row.contains("_deleted") &&
+                                 (call.has("test_clock") ? row["test_clock"] == call.params["test_clock"]
                                                          : row["test_clock"].is_null()) &&
                                  (!call.has("email") || row["email"] == call.params["email"]) &&
                                  in_range(call.params.value("created", json()), row["created"]);

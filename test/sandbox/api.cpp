@@ -42,6 +42,12 @@ class Held {
 
 json decode_params(const http::Request &request) {
     try {
+        if (request.path.starts_with("/v2/") && !request.body.empty()) {
+            json params = json::parse(request.body, nullptr, false);
+            if (!params.is_object())
+                throw invalid("The body must be a JSON object.");
+            return params;
+        }
         json params = stripe::decode_form(request.query.empty() || request.body.empty()
                                               ? request.query + request.body
                                               : request.query + "&" + request.body);
@@ -318,6 +324,12 @@ http::Response Api::control(const http::Request &request) {
             return json_response(200, {{"deliveries", pending_deliveries()}});
         if (what == "GET /_sandbox/objects")
             return json_response(200, store_.all(stripe::decode_form(request.query).value("kind", "")));
+        if (const auto more = controls.find(what); more != controls.end()) {
+            const json description = json::parse(request.body, nullptr, false);
+            if (!description.is_object())
+                throw invalid("the body must be a JSON object");
+            return json_response(200, more->second(description));
+        }
         throw ApiError(404, "invalid_request_error", "The sandbox has no control " + what);
     } catch (const ApiError &error) {
         return json_response(error.status, error.body());

@@ -32,6 +32,9 @@ class Api {
     std::function<json(const json &)> complete_checkout;  // what the customer does in the browser
     std::function<std::size_t()> pending_deliveries;      // of webhooks
 
+    // What other parts let tests control, e.g. "POST /_sandbox/verify": takes and answers JSON objects.
+    std::map<std::string, std::function<json(const json &)>> controls;
+
   private:
     struct Result {
         int status = 200;

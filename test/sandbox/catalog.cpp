@@ -46,6 +46,11 @@ Param read_params(const json &table) {
     Param root;
     for (const json &row : table) {
         std::string name = row.at("name");
+        // the API v2 takes JSON, and its members are written with dots
+        for (std::size_t dot; (dot = name.find('.')) != name.npos;) {
+            const std::size_t end = std::min(name.find_first_of(".[", dot + 1), name.size());
+            name = name.substr(0, dot) + "[" + name.substr(dot + 1, end - dot - 1) + "]" + name.substr(end);
+        }
         const std::string type = row.at("type");
         if (name.ends_with("[]"))
             name.resize(name.size() - 2);
@@ -232,8 +237,8 @@ Catalog::Catalog(const std::string &file) {
         throw std::runtime_error("cannot read " + file);
     const json table = json::parse(in);
     for (const json &row : table.at("endpoints")) {
-        if (!row.at("path").is_string() || !row.at("path").get_ref<const std::string &>().starts_with("/v1/"))
-            continue;  // v2 takes JSON bodies and is not modelled
+        if (!row.at("path").is_string() || !row.at("path").get_ref<const std::string &>().starts_with("/v"))
+            continue;
         auto endpoint = std::make_unique<Endpoint>();
         endpoint->method = row.at("method");
         endpoint->path = row.at("path");

@@ -11,6 +11,7 @@
 #include <exception>
 
 #include "shim/http_server.hpp"
+#include "stripe/signature.hpp"
 #include "test/sandbox/accounts.hpp"
 #include "test/sandbox/api.hpp"
 #include "test/sandbox/catalog.hpp"
@@ -20,6 +21,7 @@
 #include "test/sandbox/entitlements.hpp"
 #include "test/sandbox/invoice_items.hpp"
 #include "test/sandbox/invoices.hpp"
+#include "test/sandbox/meter_errors.hpp"
 #include "test/sandbox/meters.hpp"
 #include "test/sandbox/prices.hpp"
 #include "test/sandbox/store.hpp"
@@ -49,6 +51,14 @@ http::Options listen_options(const std::string &listen) {
     return options;
 }
 
+// Asks our verifier: {"header", "body", "secrets", "now"} gives {"result": "valid"} or why not.
+sandbox::json verify(const sandbox::json &delivery) {
+    const auto secrets = delivery.at("secrets").get<std::vector<std::string>>();
+    return {{"result", stripe::describe(stripe::verify_webhook(delivery.at("header").get<std::string>(),
+                                                               delivery.at("body").get<std::string>(),
+                                                               secrets, delivery.at("now")))}};
+}
+
 asio::awaitable<void> tick(asio::io_context &context, sandbox::Clocks &clocks) {
     for (asio::steady_timer second(context);;) {
         clocks.tick();
@@ -69,7 +79,12 @@ void run(const std::string &listen, const std::string &endpoints, std::uint64_t 
     sandbox::Subscriptions subscriptions(store, invoices);
     sandbox::Checkout checkout(store, subscriptions);
     sandbox::Clocks clocks(store, subscriptions, invoices, credits);
-    sandbox::model_accounts(catalog, store);
+    sandbox::MeterErrors meter_errors(webhooks);
+    meters.uncounted = [&](const sandbox::json &meter, const std::string &identifier) {
+        return meter_errors.uncounted(meter, identifier);
+    };
+    sandbox::model_accounts(catalog, store,
+                            [&](const std::string &customer) { subscriptions.end_all(customer); });
     sandbox::model_prices(catalog, store);
     sandbox::model_entitlements(catalog, store);
     meters.model(catalog, [&](const std::string &customer) { invoices.usage_changed(customer); });
@@ -84,6 +99,13 @@ void run(const std::string &listen, const std::string &endpoints, std::uint64_t 
     sandbox::Api api(catalog, store, meters, seed, rate);
     api.complete_checkout = [&](const sandbox::json &given) { return checkout.complete(given); };
     api.pending_deliveries = [&] { return webhooks.pending(); };
+    api.controls["POST /_sandbox/uncounted"] = [&](const sandbox::json &what) {
+        return meter_errors.demand(what);
+    };
+    api.controls["POST /_sandbox/roll_secret"] = [&](const sandbox::json &what) -> sandbox::json {
+        return {{"secret", webhooks.roll(what.value("endpoint", ""))}};
+    };
+    api.controls["POST /_sandbox/verify"] = verify;
     const http::Options options = listen_options(listen);
     http::Server server(context, options,
                         [&](http::Request request) { return api.handle(std::move(request)); });

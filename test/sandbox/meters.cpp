@@ -6,6 +6,7 @@
 #include <limits>
 #include <stdexcept>
 
+#include "test/sandbox/accounts.hpp"
 #include "test/sandbox/errors.hpp"
 
 namespace pg_billing::sandbox {
@@ -164,7 +165,7 @@ json Meters::record(const Call &call) {
     if (!payload.contains(customer_key) || payload[customer_key] == "")
         throw invalid("The payload has no customer under the meter's key '" + customer_key + "'.",
                       "payload[" + customer_key + "]", "meter_event_no_customer_defined");
-    const json &customer = store_.get("customer", payload[customer_key], "payload[" + customer_key + "]");
+    const json &customer = living_customer(store_, payload[customer_key], "payload[" + customer_key + "]");
     const Decimal value = meter["default_aggregation"]["formula"] == "count"
                               ? Decimal(1)
                               : meter_value(payload, meter["value_settings"]["event_payload_key"]);
@@ -177,12 +178,15 @@ json Meters::record(const Call &call) {
         throw invalid("The timestamp is more than 35 days in the past.", "timestamp",
                       "timestamp_too_far_in_past");
 
-    Series &series = usage_[{meter["id"], customer["id"]}];
-    if (!meter["event_time_window"].is_null()) {
-        const std::int64_t width = width_of(meter["event_time_window"]), bucket = floor_to(timestamp, width);
-        series.erase(series.lower_bound(bucket), series.lower_bound(bucket + width));
+    if (!uncounted || !uncounted(meter, identifier)) {
+        Series &series = usage_[{meter["id"], customer["id"]}];
+        if (!meter["event_time_window"].is_null()) {
+            const std::int64_t width = width_of(meter["event_time_window"]),
+                               bucket = floor_to(timestamp, width);
+            series.erase(series.lower_bound(bucket), series.lower_bound(bucket + width));
+        }
+        series.emplace(timestamp, value);
     }
-    series.emplace(timestamp, value);
     identifiers_[identifier] = received;
     return {{"object", "billing.meter_event"}, {"created", received},        {"event_name", event_name},
             {"identifier", identifier},        {"livemode", false},          {"payload", payload},

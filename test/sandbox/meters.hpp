@@ -40,6 +40,9 @@ class Meters {
     // Totals per event_name, customer and hour, for the test control.
     json state();
 
+    // Asked of every event that is accepted whether it is not counted after all.
+    std::function<bool(const json &meter, const std::string &identifier)> uncounted;
+
   private:
     using Series = std::multimap<std::int64_t, Decimal>;  // by timestamp; equal ones in order of arrival
 

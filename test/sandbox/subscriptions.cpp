@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "test/sandbox/accounts.hpp"
 #include "test/sandbox/errors.hpp"
 #include "test/sandbox/prices.hpp"
 #include "test/sandbox/terms.hpp"
@@ -86,7 +87,7 @@ json Subscriptions::create(const Call &call) {
     const json &given = call.params;
     if (!call.has("customer"))
         throw invalid("Missing required param: customer.", "customer", "parameter_missing");
-    const std::int64_t now = store_.time_of(store_.get("customer", call.text("customer"), "customer"));
+    const std::int64_t now = store_.time_of(living_customer(store_, call.text("customer"), "customer"));
     if (given.value("billing_mode", json{{"type", "flexible"}})["type"] != "flexible")
         throw not_modelled("billing_mode[type]=classic");
     if (given.value("backdate_start_date", now) > now)
@@ -216,6 +217,13 @@ std::int64_t Subscriptions::first_end(const json &subscription) {
     return end;
 }
 
+void Subscriptions::end_all(const std::string &customer) {
+    for (json &subscription : store_.all("subscription"))
+        if (subscription["customer"] == customer && subscription["status"] != "canceled" &&
+            subscription["status"] != "incomplete_expired")
+            end(subscription, store_.time_of(subscription));
+}
+
 std::optional<std::int64_t> Subscriptions::next_change(const json &subscription) {
     if (subscription["status"] == "incomplete")
         return subscription["_expires_at"].get<std::int64_t>();
@@ -286,7 +294,7 @@ json Subscriptions::preview(const Call &call) {
             throw not_modelled("the preview of a subscription's change");
         Call first = call;
         first.params["items"] = call.params["subscription_details"].value("items", json::array());
-        time = store_.time_of(store_.get("customer", call.text("customer"), "customer"));
+        time = store_.time_of(living_customer(store_, call.text("customer"), "customer"));
         subscription = read_subscription(store_, first, time);
         const Cycle cycle = read_cycle(first, shortest_price(store_, items_of(subscription)), time);
         subscription["_cycle"] = {{"reference", cycle.reference},

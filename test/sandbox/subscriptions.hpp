@@ -32,6 +32,8 @@ class Subscriptions {
     // Carries out that change.
     void change(json &subscription);
     json create(const Call &call);
+    // Ends all of a customer's, without a bill.
+    void end_all(const std::string &customer);
 
   private:
     json first_spans(json &subscription, std::int64_t now, bool prorates);

@@ -1,7 +1,6 @@
 #include "test/sandbox/webhooks.hpp"
 
 #include <algorithm>
-#include <array>
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
@@ -14,6 +13,7 @@
 #include <boost/asio/write.hpp>
 #include <charconv>
 #include <chrono>
+#include <ctime>
 #include <memory>
 #include <optional>
 
@@ -26,6 +26,7 @@ namespace {
 namespace asio = boost::asio;
 using asio::ip::tcp;
 
+constexpr const char *kEndpoint = "webhook_endpoint", *kDestination = "v2.core.event_destination";
 constexpr int kAttempts = 6, kAtOnce = 8;
 constexpr std::chrono::milliseconds kFirstDelay{200};
 constexpr std::chrono::seconds kTimeout{10};
@@ -54,6 +55,12 @@ std::optional<Url> parse_url(const std::string &text) {
             return std::nullopt;
     }
     return url;
+}
+
+bool listens(const json &target, const json &type) {
+    const json &types = target["enabled_events"];
+    return std::any_of(types.begin(), types.end(),
+                       [&](const json &one) { return one == "*" || one == type; });
 }
 
 // Posts a body and returns the answer's status, 0 if none came in time.
@@ -100,16 +107,45 @@ asio::awaitable<unsigned> post(asio::io_context &context, const Url &url, const 
 
 }  // namespace
 
+void Webhooks::queue(const json &event, const std::string &target_kind, const json &target,
+                     const json &content) {
+    ++pending_;
+    queue_.push_back({event["id"], target_kind, target["id"], content.dump(2)});
+}
+
 void Webhooks::enqueue(json &event) {
-    for (const json &endpoint : store_.all("webhook_endpoint")) {
-        const json &types = endpoint["enabled_events"];
-        const auto listens = [&](const json &type) { return type == "*" || type == event["type"]; };
-        if (endpoint["status"] != "enabled" || std::none_of(types.begin(), types.end(), listens))
+    for (const json &endpoint : store_.all(kEndpoint)) {
+        if (endpoint["status"] != "enabled" || !listens(endpoint, event["type"]))
             continue;
         event["pending_webhooks"] = event["pending_webhooks"].get<int>() + 1;
-        ++pending_;
-        queue_.push_back({event["id"], endpoint["id"], store_.render(event).dump(2)});
+        queue(event, kEndpoint, endpoint, store_.render(event));
     }
+    const std::string type = "v1." + event["type"].get<std::string>();
+    const auto &destinations = store_.all(kDestination);
+    if (std::any_of(destinations.begin(), destinations.end(),
+                    [&](const json &row) { return listens(row, type); }))
+        notify(type, event["data"]["object"], event["created"], json());
+    pump();
+}
+
+void Webhooks::notify(const std::string &type, const json &object, std::int64_t time, const json &data) {
+    char created[32];
+    const std::time_t seconds = time;
+    std::strftime(created, sizeof created, "%Y-%m-%dT%H:%M:%S.000Z", std::gmtime(&seconds));
+    json notification = {{"id", store_.new_id("evt_test", 24)},
+                         {"object", "v2.core.event"},
+                         {"type", type},
+                         {"created", created},
+                         {"livemode", false},
+                         {"context", nullptr}};
+    if (object.is_object())
+        notification["related_object"] = {{"id", object["id"]}, {"type", object["object"]}, {"url", nullptr}};
+    json event = notification;
+    event["data"] = data;
+    store_.add(std::move(event));
+    for (const json &destination : store_.all(kDestination))
+        if (destination["status"] == "enabled" && listens(destination, type))
+            queue(notification, kDestination, destination, notification);
     pump();
 }
 
@@ -123,19 +159,19 @@ void Webhooks::pump() {
 
 asio::awaitable<void> Webhooks::deliver(Delivery delivery) {
     bool delivered = false;
-    const json *endpoint = store_.find("webhook_endpoint", delivery.endpoint);
-    if (endpoint) {
-        const std::array secrets{(*endpoint)["_secret"].get<std::string>()};
+    const json *target = store_.find(delivery.target_kind, delivery.target);
+    if (target) {
+        const auto secrets = (*target)["_secrets"].get<std::vector<std::string>>();
         const std::string signature = stripe::sign_webhook(secrets, machine_time(), delivery.body);
         const unsigned status =
-            co_await post(context_, *parse_url((*endpoint)["url"]), signature, delivery.body);
+            co_await post(context_, *parse_url((*target)["_url"]), signature, delivery.body);
         delivered = status >= 200 && status < 300;
     }
     --under_way_;
     if (json *event = delivered ? store_.find("event", delivery.event) : nullptr)
         (*event)["pending_webhooks"] = (*event)["pending_webhooks"].get<int>() - 1;
     pump();
-    if (delivered || !endpoint || delivery.attempt == kAttempts) {
+    if (delivered || !target || delivery.attempt == kAttempts) {
         --pending_;
         co_return;
     }
@@ -146,25 +182,59 @@ asio::awaitable<void> Webhooks::deliver(Delivery delivery) {
     pump();
 }
 
-json Webhooks::create(const Call &call) {
-    if (!parse_url(call.text("url")))
+json &Webhooks::add_target(json target, const std::string &url) {
+    if (!parse_url(url))
         throw invalid("Invalid URL: the sandbox delivers to http://127.0.0.1 or http://localhost only.",
                       "url", "url_invalid");
-    json &endpoint = store_.add({{"id", store_.new_id("we", 24)},
-                                 {"object", "webhook_endpoint"},
+    target["status"] = "enabled";
+    target["livemode"] = false;
+    target["metadata"] = json::object();
+    target["_url"] = url;
+    target["_secrets"] = {store_.new_id("whsec", 32)};
+    return store_.add(std::move(target));
+}
+
+json Webhooks::roll(const json &target) {
+    for (const char *kind : {kEndpoint, kDestination})
+        if (json *found = store_.find(kind, target)) {
+            const std::string secret = store_.new_id("whsec", 32);
+            (*found)["_secrets"].push_back(secret);
+            return secret;
+        }
+    throw no_such("webhook endpoint", target);
+}
+
+json Webhooks::create(const Call &call) {
+    json &endpoint = add_target({{"id", store_.new_id("we", 24)},
+                                 {"object", kEndpoint},
                                  {"api_version", call.params.value("api_version", json())},
                                  {"application", nullptr},
                                  {"created", machine_time()},
                                  {"description", call.params.value("description", json())},
                                  {"enabled_events", call.params["enabled_events"]},
-                                 {"livemode", false},
-                                 {"metadata", json::object()},
-                                 {"status", "enabled"},
-                                 {"url", call.params["url"]},
-                                 {"_secret", store_.new_id("whsec", 32)}});
+                                 {"url", call.params["url"]}},
+                                call.text("url"));
     merge_metadata(endpoint, call.params);
     json answer = endpoint;
-    answer["secret"] = endpoint["_secret"];  // shown this once
+    answer["secret"] = endpoint["_secrets"][0];  // shown this once
+    return answer;
+}
+
+json Webhooks::create_destination(const Call &call) {
+    if (call.text("type") != "webhook_endpoint" || call.text("event_payload") != "thin")
+        throw not_modelled("event destinations other than webhook endpoints for thin events");
+    json &destination = add_target({{"id", store_.new_id("ed_test", 24)},
+                                    {"object", kDestination},
+                                    {"created", machine_time()},
+                                    {"enabled_events", call.params["enabled_events"]},
+                                    {"event_payload", "thin"},
+                                    {"name", call.params["name"]},
+                                    {"type", "webhook_endpoint"}},
+                                   call.params["webhook_endpoint"].value("url", ""));
+    json answer = destination;
+    for (const json &more : call.params.value("include", json::array()))
+        answer["webhook_endpoint"][more == "webhook_endpoint.url" ? "url" : "signing_secret"] =
+            more == "webhook_endpoint.url" ? destination["_url"] : destination["_secrets"][0];
     return answer;
 }
 
@@ -173,15 +243,20 @@ void Webhooks::model(Catalog &catalog) {
                   {"url", "enabled_events", "api_version", "description", "metadata"},
                   [this](const Call &call) { return create(call); });
     catalog.model("GET /v1/webhook_endpoints/{id}", {},
-                  [this](const Call &call) { return store_.get("webhook_endpoint", call.id()); });
+                  [this](const Call &call) { return store_.get(kEndpoint, call.id()); });
     catalog.model("GET /v1/webhook_endpoints", {"limit", "starting_after", "ending_before"},
                   [this](const Call &call) {
-                      return store_.list("webhook_endpoint", "/v1/webhook_endpoints", call.params,
+                      return store_.list(kEndpoint, "/v1/webhook_endpoints", call.params,
                                          [](const json &) { return true; });
                   });
+    catalog.model("POST /v2/core/event_destinations",
+                  {"enabled_events", "event_payload", "include", "name", "type", "webhook_endpoint"},
+                  [this](const Call &call) { return create_destination(call); });
+    catalog.model("GET /v2/core/events/{id}", {},
+                  [this](const Call &call) { return store_.get("v2.core.event", call.id()); });
     catalog.model("DELETE /v1/webhook_endpoints/{id}", {}, [this](const Call &call) -> json {
-        store_.get("webhook_endpoint", call.id());
-        store_.remove("webhook_endpoint", call.id());
+        store_.get(kEndpoint, call.id());
+        store_.remove(kEndpoint, call.id());
         return {{"id", call.id()}, {"object", "webhook_endpoint"}, {"deleted", true}};
     });
 }

@@ -344,7 +344,7 @@ CREATE VIEW soak.differences (what, which, expected, found) AS
       FROM billing.stripe_outbox o WHERE o.state <> 'delivered' AND NOT (o.state = 'failed' AND o.retried_at IS NOT NULL)
     UNION ALL
     SELECT 'webhook', concat_ws(' ', w.type, w.object_id), 'processed', w.outcome
-      FROM billing.webhook_events w WHERE w.processed_at IS NULL OR w.outcome NOT IN ('applied', 'ignored')
+      FROM billing.webhook_events w WHERE w.processed_at IS NULL OR w.outcome NOT IN ('applied', 'kept', 'unknown type')
     UNION ALL
     -- Of what is only recorded if it is allowed there is never more than was allowed.
     SELECT 'overshoot', concat_ws(' ', e.tenant, e.metric, e.period_start), max(e.bound)::text, sum(e.quantity)::text

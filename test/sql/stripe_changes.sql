@@ -51,7 +51,7 @@ SELECT metric, stripe_price_id, since IS NOT NULL AS changed, counted FROM billi
 -- the hour goes on at the new price: what was not counted before, at a time after the change
 SELECT count(*) FROM billing._stripe_due_hours() h, billing.subscription_items i
  WHERE i.metric = h.metric AND h.at > i.since AND h.at < h.hour + interval '1 hour' AND (h.quantity, h.value) = (1057, 7);
-UPDATE billing.webhook_events SET processed_at = clock_timestamp();
+UPDATE billing.webhook_events SET processed_at = clock_timestamp(), outcome = 'kept';
 CALL stripe();
 SELECT * FROM metered;
 

@@ -131,13 +131,13 @@ $$;
 SELECT billing.receive_webhook('{"id": "evt_1", "type": "invoice.paid", "data": {"object": {"object": "invoice", "id": "in_1", "customer": "cus_first"}}}');
 SELECT billing._stripe_plan();
 SELECT FROM billing._stripe_claim(100, '0') \g /dev/null
-CALL refuse('acme', 'invoice_fetch', 'in_1', 404, 'resource_missing', 'No such invoice.');
-SELECT outcome FROM billing.webhook_events;
+CALL refuse('acme', 'invoice_fetch', 'in_1', 400, 'parameter_unknown', 'Not today.');
+SELECT outcome, error FROM billing.webhook_events;
 SELECT billing.retry_failed(tenant_id => 'acme');
 SELECT billing._stripe_plan();
 SELECT FROM billing._stripe_claim(100, '0') \g /dev/null
 CALL settle('acme', 'invoice_fetch', 'in_1', 'delivered', invoice(true));
-SELECT outcome FROM billing.webhook_events;
+SELECT outcome, error FROM billing.webhook_events;
 SELECT FROM billing._stripe_claim(100, '0') \g /dev/null
 CALL refuse('acme', 'invoice_lines', 'in_1', 404, 'resource_missing', 'No such invoice.');
 SELECT billing._stripe_plan();
@@ -147,7 +147,7 @@ SELECT kind FROM requests;
 SELECT FROM billing._stripe_claim(100, '0') \g /dev/null
 CALL settle('acme', 'invoice_fetch', 'in_1', 'delivered', invoice(true));
 SELECT kind FROM requests;
-SELECT outcome FROM billing.webhook_events;
+SELECT outcome, error FROM billing.webhook_events;
 
 -- an error that Stripe remembers for the key: after some attempts another request takes the place by itself, with another key
 SELECT FROM billing.record_usage('bolt', 'api_calls', 3) \g /dev/null

@@ -196,7 +196,7 @@ TEST(Batch, IsBounded) {
 TEST(WebhookSecrets, AreReadAgainAndKeptWhenThatFails) {
     const std::string path = testing::TempDir() + "pg_billing_webhook_secrets";
     std::ofstream(path) << "whsec_old\n\n  whsec_new \r\n";
-    WebhookSecrets secrets(path);
+    WebhookSecrets secrets({path});
     EXPECT_EQ(secrets.get(), (std::vector<std::string>{"whsec_old", "whsec_new"}));
     std::ofstream(path) << "whsec_new\n";
     secrets.reload();
@@ -204,9 +204,14 @@ TEST(WebhookSecrets, AreReadAgainAndKeptWhenThatFails) {
     std::ofstream(path) << "\n";
     EXPECT_THROW(secrets.reload(), std::runtime_error);
     EXPECT_EQ(secrets.get(), std::vector<std::string>{"whsec_new"});
+    const std::string thin = path + "_thin";
+    std::ofstream(path) << "whsec_new\n";
+    std::ofstream(thin) << "whsec_thin\n";
+    EXPECT_EQ(WebhookSecrets({path, thin}).get(), (std::vector<std::string>{"whsec_new", "whsec_thin"}));
+    EXPECT_THROW(WebhookSecrets({path, "/nonexistent/file"}), std::runtime_error) << "none is left out";
     std::remove(path.c_str());
-    EXPECT_THROW(WebhookSecrets("/nonexistent/file"), std::runtime_error);
-    EXPECT_TRUE(WebhookSecrets("").get().empty());
+    std::remove(thin.c_str());
+    EXPECT_TRUE(WebhookSecrets({}).get().empty());
 }
 
 }  // namespace
