@@ -2,10 +2,10 @@
 # alone, with PGXS.
 
 # These goals must work before PostgreSQL's build files are there: they install them first.
-DRIVER_GOALS = setup demo demo-stop check check-% sanitize sanitize-% bench proof soak
+DRIVER_GOALS = setup demo demo-stop check check-% sanitize sanitize-% bench proof soak fuzz
 ifneq ($(filter $(DRIVER_GOALS),$(MAKECMDGOALS)),)
 
-.PHONY: setup demo demo-stop check sanitize bench proof soak
+.PHONY: setup demo demo-stop check sanitize bench proof soak fuzz
 setup:
 	test/setup.sh check
 
@@ -39,6 +39,10 @@ proof:
 # make soak [SOAK='SEED']: a year in the life of 200 tenants against the sandbox Stripe, some 20 minutes
 soak:
 	test/soak/soak.sh $(SOAK)
+
+# make fuzz [FUZZ='-max_total_time=600 …']: signatures of webhooks and bodies of requests, with libFuzzer; needs clang
+fuzz:
+	test/fuzz/run.sh $(FUZZ)
 
 else
 

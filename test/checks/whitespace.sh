@@ -5,5 +5,5 @@ git grep -nIP '[ \t\r]+$' -- ':!*.out' && bad=1
 git grep -nIP '\t' -- ':!*.out' ':!Makefile' ':!*.json' && bad=1
 while IFS= read -r -d '' file; do
     [ ! -s "$file" ] || [ -z "$(tail -c 1 "$file")" ] || { echo "$file: no newline at its end" && bad=1; }
-done < <(git ls-files -z ':!*.out')
+done < <(git ls-files -z ':!*.out' ':!test/fuzz/corpus')
 exit $bad

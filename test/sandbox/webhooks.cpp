@@ -152,8 +152,9 @@ void Webhooks::notify(const std::string &type, const json &object, std::int64_t 
 void Webhooks::pump() {
     while (under_way_ < kAtOnce && !queue_.empty()) {
         ++under_way_;
-        asio::co_spawn(context_, deliver(std::move(queue_.front())), asio::detached);
-        queue_.pop_front();
+        Delivery next = std::move(queue_.front());
+        queue_.pop_front();  // before it runs: it may end, and pump, at once
+        asio::co_spawn(context_, deliver(std::move(next)), asio::detached);
     }
 }
 

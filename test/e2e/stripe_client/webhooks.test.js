@@ -1,7 +1,7 @@
 // Webhooks: what the sandbox signs with our code, Stripe's client accepts, and the other way round.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { client, receiver, refuses, until } from './sandbox.js';
+import { client, control, receiver, refuses, until } from './sandbox.js';
 
 const stripe = client({ maxNetworkRetries: 0 });
 const register = (url, enabled_events = ['*']) => stripe.webhookEndpoints.create({ url, enabled_events });
@@ -109,4 +109,82 @@ test('only this machine is delivered to', async () => {
     for (const url of ['https://127.0.0.1/x', 'http://example.com/x', 'http://127.0.0.1:99999/', 'nonsense'])
         await refuses(register(url), { statusCode: 400, param: 'url' }, url);
     await refuses(register('http://127.0.0.1/', ['customer.invented']), { statusCode: 400 });
+});
+
+test('what the official client signs, our verifier accepts, and nothing else', async () => {
+    const verify = (header, body, secrets, now) => control('POST', 'verify', { header, body, secrets, now }).then((answer) => answer.result);
+    const now = 1800000000;
+    for (const payload of ['{"id":"evt_1","object":"event"}', '{"note":"é€ “客”\\u0000"}', '', '\n', 'x'.repeat(100000)])
+        for (const secret of ['whsec_a', 'whsec_' + 'b'.repeat(100), 'a secret with blanks, and ü']) {
+            const header = stripe.webhooks.generateTestHeaderString({ payload, secret, timestamp: now });
+            assert.equal(await verify(header, payload, [secret], now), 'valid');
+            assert.equal(await verify(header, payload, ['whsec_other', secret], now + 300), 'valid');
+            assert.equal(await verify(header, payload, [secret], now + 301), 'timestamp too old');
+            assert.equal(await verify(header, payload + ' ', [secret], now), 'no signature matches');
+            assert.equal(await verify(header, payload, ['whsec_other'], now), 'no signature matches');
+        }
+    const payload = '{}';
+    const signed = (secret) => stripe.webhooks.generateTestHeaderString({ payload, secret, timestamp: now });
+    const rolled = `${signed('whsec_new')},${signed('whsec_old').split(',')[1]}`;
+    for (const secret of ['whsec_new', 'whsec_old']) assert.equal(await verify(rolled, payload, [secret], now), 'valid');
+    assert.equal(await verify(signed('whsec_a').replace('v1=', 'v0='), payload, ['whsec_a'], now), 'malformed Stripe-Signature header');
+});
+
+test('a delivery while a secret is rolled is accepted by the official client with either', async () => {
+    const { received, url } = await receiver();
+    const endpoint = await register(url, ['product.created']);
+    const { secret } = await control('POST', 'roll_secret', { endpoint: endpoint.id });
+    assert.notEqual(secret, endpoint.secret);
+    await stripe.products.create({ name: 'Rolled' });
+    await until(() => received.length === 1, 'the delivery');
+    for (const one of [secret, endpoint.secret])
+        assert.equal(stripe.webhooks.constructEvent(received[0].body, received[0].signature, one).type, 'product.created');
+    await stripe.webhookEndpoints.del(endpoint.id);
+});
+
+test('thin events: the official client makes a destination, reads the notification and fetches the event', async () => {
+    const { received, url } = await receiver();
+    const destination = await stripe.v2.core.eventDestinations.create({
+        name: 'thin',
+        type: 'webhook_endpoint',
+        event_payload: 'thin',
+        enabled_events: ['v1.billing.meter.error_report_triggered', 'v1.customer.created'],
+        webhook_endpoint: { url },
+        include: ['webhook_endpoint.signing_secret'],
+    });
+    const { signing_secret } = destination.webhook_endpoint;
+    const customer = await stripe.customers.create({ name: 'Thin' });
+    await until(() => received.length === 1, 'the notification');
+    const told = stripe.parseEventNotification(received[0].body, received[0].signature, signing_secret);
+    assert.equal(told.type, 'v1.customer.created');
+    assert.equal(told.related_object.id, customer.id);
+    assert.equal(JSON.parse(received[0].body).data, undefined, 'it holds no data');
+
+    const meter = await stripe.billing.meters.create({ display_name: 'M', event_name: 'm', default_aggregation: { formula: 'sum' } });
+    await control('POST', 'uncounted', { code: 'meter_event_customer_not_found', times: 3, samples: 2 });
+    for (let i = 0; i < 4; i++)
+        await stripe.billing.meterEvents.create({ event_name: 'm', identifier: `m${i}`, payload: { stripe_customer_id: customer.id, value: '1' } });
+    await until(() => received.length === 2, 'the report');
+    const report = stripe.parseEventNotification(received[1].body, received[1].signature, signing_secret);
+    assert.equal(report.related_object.id, meter.id);
+    const { data } = await stripe.v2.core.events.retrieve(report.id);
+    assert.equal(Number(data.reason.error_count), 3);
+    assert.deepEqual(
+        data.reason.error_types[0].sample_errors.map((sample) => sample.request.identifier),
+        ['m0', 'm1'],
+    );
+    assert.equal((await control('GET', 'state')).meters.m.total, '1', 'only the fourth is counted');
+});
+
+test('a customer that is deleted is gone, and its subscriptions are canceled', async () => {
+    const customer = await stripe.customers.create({ name: 'Gone' });
+    const { id: product } = await stripe.products.create({ name: 'Gone' });
+    const price = await stripe.prices.create({ product, currency: 'usd', unit_amount: 0, recurring: { interval: 'month' } });
+    const subscription = await stripe.subscriptions.create({ customer: customer.id, items: [{ price: price.id }] });
+    assert.deepEqual(JSON.parse(JSON.stringify(await stripe.customers.del(customer.id))), { id: customer.id, object: 'customer', deleted: true });
+    assert.equal((await stripe.customers.retrieve(customer.id)).deleted, true);
+    assert.equal((await stripe.subscriptions.retrieve(subscription.id)).status, 'canceled');
+    await refuses(stripe.customers.update(customer.id, { name: 'Back' }), { statusCode: 404 });
+    await refuses(stripe.subscriptions.create({ customer: customer.id, items: [{ price: price.id }] }), { code: 'resource_missing' });
+    assert.deepEqual((await stripe.events.list({ type: 'customer.deleted' })).data.map((event) => event.data.object.id), [customer.id]);
 });
