@@ -397,7 +397,9 @@ test('another price: the rest of the period prorated, what was counted billed at
 test('subscriptions that Stripe refuses are refused', async () => {
     const { customer } = await customerOnClock();
     const once = await stripe.prices.create({ product, currency: 'usd', unit_amount: 1 });
-    const yearly = await stripe.prices.create({ product, currency: 'usd', unit_amount: 1, recurring: { interval: 'year' } });
+    const [weekly, two, three] = await Promise.all(
+        [{ interval: 'week' }, { interval: 'month', interval_count: 2 }, { interval: 'month', interval_count: 3 }].map((recurring) =>
+            stripe.prices.create({ product, currency: 'usd', unit_amount: 1, recurring })));
     const retired = await stripe.prices.create({ product, currency: 'usd', unit_amount: 1, recurring: month, active: false });
     const silent = await stripe.customers.create({});
     const before = await control('GET', 'state');
@@ -405,6 +407,7 @@ test('subscriptions that Stripe refuses are refused', async () => {
         [[once], {}],
         [[retired], {}],
         [[flat, flat], {}],
+        [[two, three], {}],
         [[], {}],
         [[flat], { days_until_due: undefined }],
         [[flat], { backdate_start_date: created + HOUR }],
@@ -416,6 +419,6 @@ test('subscriptions that Stripe refuses are refused', async () => {
         [[flat], {}, { id: 'cus_none' }],
     ])
         await refuses(subscribe(who, prices, more), { statusCode: 400 }, JSON.stringify([prices.length, more]));
-    await refuses(subscribe(customer, [flat, yearly]), { statusCode: 501 });
+    await refuses(subscribe(customer, [flat, weekly]), { statusCode: 501 });
     assert.deepEqual((await control('GET', 'state')).counts, before.counts, 'a refusal leaves nothing behind');
 });
