@@ -121,6 +121,15 @@ $(sql "SELECT e.kind, e.amount, e.reason FROM billing.credit_ledger e JOIN billi
     $'true\nvoided|-1550|contract ended'
 agree acme 'after a void of a rest'
 
+## Made and ended at Stripe
+sandbox POST /v1/billing/credit_grants -d "customer=$(customer bolt)" -d 'amount[type]=monetary' -d 'amount[monetary][currency]=usd' \
+    -d 'amount[monetary][value]=77' -d 'applicability_config[scope][price_type]=metered' -d 'category=promotional' -d 'name=Dashboard' >/dev/null
+sync_until "SELECT EXISTS (SELECT FROM billing.credit_grants WHERE name = 'Dashboard' AND stripe_stale_since IS NULL)"
+agree bolt 'one made at Stripe'
+sandbox POST "/v1/billing/credit_grants/$(grant_of bolt Dashboard)/void" >/dev/null
+sync_until "SELECT balance = 0 FROM billing.credit_grants WHERE name = 'Dashboard'"
+agree bolt 'and voided there'
+
 ## An outcome that stays unknown until Stripe has forgotten the key
 fault '"method": "POST", "fault": "drop_after", "times": 1'
 fault '"method": "POST", "fault": "500", "times": -1'
