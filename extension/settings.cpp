@@ -17,9 +17,9 @@ bool notify_private_addresses;
 char *mail_from, *notify_ca_file, *sms_body, *sms_token_file, *sms_url, *smtp_password_file, *smtp_url,
     *smtp_user;
 int reconcile_interval, reconcile_reads, reconcile_settle;
-int stripe_concurrency, stripe_rate, stripe_timeout, submit_interval, webhook_retention;
+int stripe_concurrency, stripe_rate, stripe_stream_rate, stripe_timeout, submit_interval, webhook_retention;
 int late_usage;
-char *stripe_api_base, *stripe_api_key_file, *stripe_api_version, *stripe_ca_file;
+char *stripe_api_base, *stripe_api_key_file, *stripe_api_version, *stripe_ca_file, *stripe_stream_base;
 
 constexpr int kSecondsPerDay = 24 * 60 * 60;
 
@@ -135,6 +135,14 @@ void define() {
                             "Sets how many requests may be sent to Stripe in a second.",
                             "Less are sent for a while after Stripe answers that it is too much.",
                             &stripe_rate, 80, 1, 10000, PGC_SIGHUP, 0, nullptr, nullptr, nullptr);
+    DefineCustomStringVariable(
+        "pg_billing.stripe_stream_base", "Sets the URL of Stripe's stream of meter events.",
+        "Plain http is accepted for loopback addresses only.", &stripe_stream_base,
+        "https://meter-events.stripe.com", PGC_SIGHUP, GUC_SUPERUSER_ONLY, nullptr, nullptr, nullptr);
+    DefineCustomIntVariable("pg_billing.stripe_stream_rate",
+                            "Sets how many meter events may be sent to the stream in a second.",
+                            "Less are sent for a while after Stripe answers that it is too much.",
+                            &stripe_stream_rate, 10000, 1, 1000000, PGC_SIGHUP, 0, nullptr, nullptr, nullptr);
     DefineCustomIntVariable("pg_billing.stripe_timeout", "Sets how long one request to Stripe may take.",
                             nullptr, &stripe_timeout, 30, 1, 600, PGC_SIGHUP, GUC_UNIT_S, nullptr, nullptr,
                             nullptr);

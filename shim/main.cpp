@@ -51,7 +51,10 @@ void serve(const Config &config) {
     database_options.connections = config.connections;
     Database database(context, database_options);
     Router router;
-    add_endpoints(router, {database, secrets, {context, config.wait}});
+    add_health_endpoints(router, database);
+    add_usage_endpoints(router, database);
+    add_subscription_endpoints(router, database, context, config.wait);
+    add_webhook_endpoint(router, database, secrets);
 
     http::Options options;
     options.address = config.address;

@@ -2,7 +2,7 @@
 -- billing period (export_figures.sql). Both become requests of the kind meter_event, of which there is never more than one
 -- open for a customer and a meter. By metrics.export a meter keeps the event it received last per customer and hour, so that
 -- a resend overwrites instead of adding (docs.stripe.com, billing meters, event_time_window), or adds what came since
--- (export_deltas.sql).
+-- (export_deltas.sql), which may also go through the event stream (export_stream.sql).
 --
 -- What is due is looked up, not listed: of a tenant and metric the oldest hour, and once Stripe has it the next one, so
 -- that planning costs as much as is sent, whatever else is waiting. What runs for each request is PL/pgSQL, whose plans are
@@ -36,7 +36,7 @@ RETURNS TABLE (tenant_id text, metric text, period_start timestamptz, hour times
                value numeric, at timestamptz, stripe_customer_id text, stripe_event_name text, export text)
 LANGUAGE sql STABLE AS $$
     SELECT a.tenant_id, a.metric, a.period_start, a.hour, a.quantity,
-           a.quantity - CASE WHEN m.export = 'delta' AND a.submitted IS NOT NULL THEN a.submitted
+           a.quantity - CASE WHEN billing._meter_adds(m.export) AND a.submitted IS NOT NULL THEN a.submitted
                              WHEN i.since > a.hour THEN i.counted ELSE 0 END
                + billing._carried(a.tenant_id, a.metric, a.hour, i.since),
            billing._stripe_moment(a.hour, a.period_start, s.stripe_offset, i.since), c.stripe_customer_id, m.stripe_event_name,
@@ -72,11 +72,13 @@ BEGIN
 END $$;
 
 CREATE FUNCTION billing._stripe_enqueue_usage(tenant_id text, metric text, event_name text, customer text, value numeric,
-                                              at timestamptz, detail jsonb) RETURNS bigint
+                                              at timestamptz, detail jsonb, streams boolean DEFAULT false) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    RETURN billing._stripe_enqueue($1, 'meter_event', $2, 'POST', '/v1/billing/meter_events',
-               jsonb_build_object('event_name', $3, 'timestamp', floor(extract(epoch FROM $6))::bigint,
+    RETURN billing._stripe_enqueue($1, 'meter_event', $2, 'POST',
+               CASE WHEN streams THEN billing._stripe_stream_path() ELSE '/v1/billing/meter_events' END,
+               jsonb_build_object('event_name', $3, 'timestamp',
+                   CASE WHEN streams THEN billing._stripe_stream_time($6) ELSE to_jsonb(floor(extract(epoch FROM $6))::bigint) END,
                    'payload', jsonb_build_object('stripe_customer_id', $4, 'value', trim_scale($5)::text)), $7);
 END $$;
 
@@ -95,7 +97,8 @@ BEGIN
     IF FOUND THEN
         PERFORM billing._stripe_enqueue_usage(tenant, what, d.stripe_event_name, d.stripe_customer_id, d.value, d.at,
             jsonb_build_object('period_start', d.period_start, 'hour', d.hour, 'quantity', d.quantity)
-                || CASE d.export WHEN 'delta' THEN jsonb_build_object('delta', d.value) ELSE '{}' END);
+                || CASE WHEN billing._meter_adds(d.export) THEN jsonb_build_object('delta', d.value) ELSE '{}' END,
+            d.export = 'delta_stream');
     END IF;
     RETURN FOUND;
 END $$;

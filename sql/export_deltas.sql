@@ -5,6 +5,10 @@
 -- failure does not tell it, is never sent again: the hour's sum is asked of Stripe (event summaries), and what was confirmed
 -- of it before tells whether this one is in it.
 
+-- Whether the meter of a mode adds.
+CREATE FUNCTION billing._meter_adds(export text) RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$ SELECT $1 IN ('delta', 'delta_stream') $$;
+
 CREATE FUNCTION billing._stripe_doubtful(detail jsonb, sent_at timestamptz) RETURNS boolean
 LANGUAGE sql STABLE AS $$ SELECT $1 ? 'delta' AND coalesce($2 < clock_timestamp() - interval '23 hours', false) $$;
 
@@ -93,8 +97,8 @@ BEGIN
         END IF;
         new.stripe_meter_id := NULL;
         IF new.stripe_event_name = old.stripe_event_name THEN   -- the name is taken by the other meter
-            new.stripe_event_name := CASE new.export WHEN 'delta' THEN old.stripe_event_name || '_delta'
-                                                     ELSE regexp_replace(old.stripe_event_name, '_delta$', '') END;
+            new.stripe_event_name := CASE WHEN billing._meter_adds(new.export) THEN old.stripe_event_name || '_delta'
+                                          ELSE regexp_replace(old.stripe_event_name, '_delta$', '') END;
         END IF;
         UPDATE billing.plan_prices p SET stripe_price_id = NULL, stripe_active = true WHERE p.metric = new.name;
         UPDATE billing.tenant_prices p SET stripe_price_id = NULL, stripe_active = true WHERE p.metric = new.name;
@@ -102,5 +106,6 @@ BEGIN
     END $$;
     REVOKE ALL ON FUNCTION billing._change_export() FROM PUBLIC;
     CREATE OR REPLACE TRIGGER export BEFORE UPDATE OF export ON billing.metrics
-        FOR EACH ROW WHEN (old.export <> new.export) EXECUTE FUNCTION billing._change_export();
+        -- the event stream leads to the meter that deltas have anyhow
+        FOR EACH ROW WHEN (replace(old.export, '_stream', '') <> replace(new.export, '_stream', '')) EXECUTE FUNCTION billing._change_export();
 END $install$;

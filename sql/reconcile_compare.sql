@@ -91,8 +91,8 @@ BEGIN
     WITH told AS (
         SELECT DISTINCT ON (1) (o.detail ->> 'hour')::timestamptz AS hour,
                -- a meter that adds has all that it was told
-               CASE m.export WHEN 'delta' THEN sum((o.params #>> '{payload,value}')::numeric) OVER (PARTITION BY o.detail ->> 'hour')
-                             ELSE (o.params #>> '{payload,value}')::numeric END AS value, o.settled_at
+               CASE WHEN billing._meter_adds(m.export) THEN sum((o.params #>> '{payload,value}')::numeric) OVER (PARTITION BY o.detail ->> 'hour')
+                    ELSE (o.params #>> '{payload,value}')::numeric END AS value, o.settled_at
           FROM billing.stripe_outbox o
           JOIN billing.metrics m ON m.name = what
          WHERE o.tenant_id = own AND o.kind = 'meter_event' AND o.subject = what AND o.state = 'delivered'

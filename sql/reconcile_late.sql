@@ -117,7 +117,7 @@ BEGIN
           CROSS JOIN LATERAL billing._quota_in_force(own, i.metric, billing.now()) q
          WHERE x.tenant_id = own AND x.status IN ('active', 'past_due') AND lower(q.billing_period) >= ends;
         -- what an hour carries is part of a total: a meter that adds has none
-        CONTINUE WHEN NOT FOUND OR (SELECT m.export = 'delta' FROM billing.metrics m WHERE m.name = i.metric);
+        CONTINUE WHEN NOT FOUND OR (SELECT billing._meter_adds(m.export) FROM billing.metrics m WHERE m.name = i.metric);
         INSERT INTO billing.late_usage (tenant_id, subscription_id, metric, period_start, period_end, quantity, policy, hour,
                                         noted_at)
         VALUES (own, live.id, i.metric, starts, ends, i.quantity, policy, at, billing.now());

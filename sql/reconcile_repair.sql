@@ -93,7 +93,7 @@ CREATE FUNCTION billing._repair_hour(drift jsonb, dry_run boolean) RETURNS boole
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     d billing.drift := jsonb_populate_record(NULL::billing.drift, drift);
-    adds boolean := (SELECT m.export = 'delta' FROM billing.metrics m WHERE m.name = d.metric);
+    adds boolean := (SELECT billing._meter_adds(m.export) FROM billing.metrics m WHERE m.name = d.metric);
     due boolean;
 BEGIN
     IF d.hour < billing.now() - interval '35 days' OR adds AND d.kind = 'stripe' THEN

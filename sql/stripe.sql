@@ -137,10 +137,10 @@ BEGIN
     RETURN request_id;
 END $$;
 
--- Takes up to n requests that are due, those first that fared best: one that always fails is never the only one to tell
+-- Takes up to n requests that are due, of the event stream or of the others (null: of both), those first that fared best: one that always fails is never the only one to tell
 -- whether Stripe is back. The caller holds the advisory lock of the stripe job, so what another sender
 -- left behind has no sender any more.
-CREATE FUNCTION billing._stripe_claim(n int, lease interval)
+CREATE FUNCTION billing._stripe_claim(n int, lease interval, streams boolean DEFAULT NULL)
 RETURNS TABLE (tenant_id text, id bigint, attempt int, method text, path text, params jsonb, idempotency_key text)
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     UPDATE billing.stripe_outbox o
@@ -152,6 +152,7 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
                AND (d.state = 'waiting' OR d.state = 'sending' AND (d.sender <> pg_backend_pid()
                                                                     OR d.lease_until < clock_timestamp()))
                AND NOT billing._stripe_doubtful(d.detail, d.sent_at)
+               AND ($3 IS NULL OR (d.path = billing._stripe_stream_path()) = $3)
              ORDER BY d.attempts, d.id LIMIT $1 FOR UPDATE SKIP LOCKED) due
      WHERE o.tenant_id = due.tenant_id AND o.id = due.id
     RETURNING o.tenant_id, o.id, o.attempts, o.method, o.path, o.params, o.idempotency_key

@@ -99,7 +99,7 @@ Verdict judge(const Answer &answer) {
         verdict.error_param = text_at(error, "param");
         message = text_at(error, "message");
     }
-    if (answer.status == 401) {
+    if (answer.status == 401 && verdict.error_code != "billing_meter_event_session_expired") {
         // Stripe's message quotes part of the key: it goes no further.
         verdict.response = nullptr;
         verdict.outcome = Outcome::pause;
@@ -118,6 +118,8 @@ Verdict judge(const Answer &answer) {
 
     if (answer.status == 403)
         verdict.outcome = Outcome::pause;
+    else if (answer.status == 401)
+        verdict.outcome = Outcome::retry;
     else if (answer.status == 400 && duplicate_meter_event(verdict, message))
         verdict.outcome = Outcome::delivered;
     else

@@ -4,6 +4,7 @@
 //   no answer                retry: the effect is unknown, the same key makes the repeat harmless
 //   2xx with a JSON object   delivered
 //   2xx with anything else   retry: something between us and Stripe answered
+//   401 session expired      retry: with another session of the event stream
 //   401, 403                 pause: the key is wrong or lacks a permission; nothing else would fare better
 //   429                      retry: refused before any effect, whatever Stripe-Should-Retry says about retrying at once
 //   400 duplicate identifier delivered: an earlier attempt of this meter event arrived

@@ -7,23 +7,23 @@
 //   - No more requests are sent in a second than the pace allows, and none to a Stripe that does not answer: then the
 //     run fails, the launcher starts the next one later and later, and that one begins with a single request.
 //   - A request is sent only after its claim has committed, and always as its row holds it, so that a repeat after
-//     a crash is the same request with the same idempotency key.
+//     a crash is the same request with the same idempotency key. Rows for the event stream go many in a request, without
+//     a key: each is an event with an identifier of its own.
 #include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "stripe/form.hpp"
 #include "stripe/pace.hpp"
 #include "stripe/retry.hpp"
+#include "worker/event_stream.hpp"
 #include "worker/key_file.hpp"
+#include "worker/settlements.hpp"
 #include "worker/transfer.hpp"
 
 #include "worker/session.hpp"
 #include "worker/settings.hpp"
-
-extern "C" {
-#include "common/pg_prng.h"
-}
 
 namespace pg_billing {
 namespace {
@@ -41,19 +41,24 @@ constexpr int kPlanShare = 10;
 constexpr auto kTogether = 50ms;
 // So many seconds' worth of requests are planned ahead.
 constexpr int kStockSeconds = 10, kLeastStock = 1000;
+// So many requests of the event stream are under way at once.
+constexpr std::size_t kStreamRequests = 4;
 
-// A claimed row of the outbox, as much of it as settling needs.
-struct Claim {
-    std::string tenant, id, what;
-    int attempt;
+// What may be under way at once, and how fast. The event stream has limits of its own, which count events.
+struct Channel {
+    const char *streams;  // as _stripe_claim takes it
+    std::size_t concurrency;
+    stripe::Pace pace;
+    stripe::Breaker breaker;
+    std::size_t under_way = 0;  // claimed rows
+    std::size_t room = 0;       // for more
+    bool dry = true;            // the latest claim got less than it asked for
 };
 
-// What became of one attempt, as _stripe_settle takes it.
-struct Settlement {
-    Claim claim;
-    stripe::Outcome outcome = stripe::Outcome::failed;
-    Value status, response, error;
-    std::chrono::milliseconds retry_in{0};
+// What one transfer carries: a request's row, or events and the session that they are sent under.
+struct Sent {
+    std::vector<Claim> claims;
+    int session = 0;
 };
 
 class StripeSync {
@@ -61,49 +66,66 @@ class StripeSync {
     StripeSync(Session &session, const ApiKey &key)
         : session_(session),
           timeout_(number_setting("pg_billing.stripe_timeout")),
-          concurrency_(static_cast<std::size_t>(number_setting("pg_billing.stripe_concurrency"))),
           stock_(std::max(kLeastStock, number_setting("pg_billing.stripe_rate") * kStockSeconds)),
-          pace_(number_setting("pg_billing.stripe_rate"), Clock::now()),
-          breaker_(session.previous_failed()),
+          api_{"false", static_cast<std::size_t>(number_setting("pg_billing.stripe_concurrency")),
+               stripe::Pace(number_setting("pg_billing.stripe_rate"), Clock::now()),
+               stripe::Breaker(session.previous_failed())},
+          stream_{"true", kStreamRequests * EventStream::kPerRequest,
+                  stripe::Pace(number_setting("pg_billing.stripe_stream_rate"), Clock::now()),
+                  stripe::Breaker(false)},
           transfers_(
-              {text_setting("pg_billing.stripe_api_base"), text_setting("pg_billing.stripe_api_version"),
-               text_setting("pg_billing.stripe_ca_file"), timeout_},
-              key) {}
+              {text_setting("pg_billing.stripe_api_base"), text_setting("pg_billing.stripe_stream_base"),
+               text_setting("pg_billing.stripe_api_version"), text_setting("pg_billing.stripe_ca_file"),
+               timeout_},
+              key),
+          settlements_(session) {}
 
     void run();
 
   private:
     Session &session_;
     const std::chrono::seconds timeout_;
-    const std::size_t concurrency_;
     const int stock_;
-    stripe::Pace pace_;
-    stripe::Breaker breaker_;
+    Channel api_, stream_;
     Transfers transfers_;
-    std::map<std::size_t, Claim> under_way_;
-    std::vector<Settlement> settlements_;  // not written yet
+    EventStream events_;
+    std::optional<std::size_t> opening_;  // the transfer that opens a session of the stream
+    Clock::time_point opening_since_;
+    std::map<std::size_t, Sent> under_way_;
+    Settlements settlements_;
     std::size_t next_tag_ = 0;
-    std::size_t delivered_ = 0, retried_ = 0, failed_ = 0;
     bool stopping_ = false;  // claim nothing more: Stripe refuses us, or cannot be reached
-    std::string trouble_;    // the latest
 
-    std::size_t room(Clock::time_point now);
+    void look(Channel &channel, Clock::time_point now);
+    std::chrono::milliseconds patience() const;
     bool plan();
-    std::size_t claim(std::size_t room);
+    bool claim_all(Clock::time_point now);
+    std::size_t claim(const Channel &channel);
     void send(const Row &row);
+    void stream();
     bool take_answers(std::chrono::milliseconds slice);
     void take(const Finished &finished);
-    void note(Claim claim, const stripe::Verdict &verdict, const stripe::Answer &answer);
-    void settle();
-    void write(const Settlement &settlement);
-    void pause(const std::string &reason);
-    void report() const;
+    void take_session(const stripe::Answer &answer);
+    void heed(const stripe::Verdict &verdict, const std::string &what);
 };
 
-// How many requests may be claimed now, and so sent at once.
-std::size_t StripeSync::room(Clock::time_point now) {
-    const std::size_t lanes = breaker_.probing() ? 1 : concurrency_;
-    return std::min(lanes - std::min(lanes, transfers_.in_flight()), pace_.room(now));
+// Sees how many rows may be claimed now, and so sent at once; one, to find out whether Stripe is back.
+void StripeSync::look(Channel &channel, Clock::time_point now) {
+    const std::size_t lanes = !api_.breaker.probing()       ? channel.concurrency
+                              : transfers_.in_flight() == 0 ? 1
+                                                            : 0;
+    const std::size_t room = std::min(lanes - std::min(lanes, channel.under_way), channel.pace.room(now));
+    channel.room = stopping_ || channel.breaker.open() ? 0 : room;
+}
+
+// How long to wait for answers: with lanes free and more to send, only until the pace allows some again.
+std::chrono::milliseconds StripeSync::patience() const {
+    auto slice = kSlice;
+    for (const Channel *channel : {&api_, &stream_})
+        if (!channel->dry && channel->under_way < channel->concurrency && !api_.breaker.probing() &&
+            !channel->breaker.open())
+            slice = std::min(slice, std::clamp(channel->pace.until_room(), kShortSlice, kSlice));
+    return slice;
 }
 
 void StripeSync::run() {
@@ -111,17 +133,19 @@ void StripeSync::run() {
     Clock::duration planning{};  // how long the latest plan took
     bool answered = false;       // a transfer has ended since the latest plan
     bool freed = true;           // one has ended since the latest claim
-    bool dry = true;             // the latest claim got less than it asked for
     for (;;) {
         session_.serve_interrupts();
         const auto now = Clock::now();
-        const std::size_t room = stopping_ ? 0 : this->room(now);
+        look(api_, now);
+        look(stream_, now);
+        const bool room = api_.room > 0 || stream_.room > 0, dry = api_.dry && stream_.dry;
         const bool idle = transfers_.in_flight() == 0;
-        bool found = idle && room == 0 && !stopping_;  // the pace holds us up: nobody knows yet what is due
+        // the pace holds us up: nobody knows yet what is due
+        bool found = idle && !stopping_ && (api_.room == 0 || (stream_.room == 0 && !stream_.breaker.open()));
         // With more to send than there is room for, planning waits until nothing moves: it is how we notice, too, that the
         // extension is gone.
         if (idle
-                ? room > 0
+                ? room
                 : !stopping_ && now - (dry ? planned : std::max(planned, claimed)) >=
                                     std::max<Clock::duration>(dry && answered ? kPlanAfterAnswer : kLookEvery,
                                                               planning * kPlanShare)) {
@@ -130,26 +154,20 @@ void StripeSync::run() {
             planning = planned - now;
             answered = false;
         }
-        if (room > 0 && (found || freed || !dry || now - claimed >= kLookEvery)) {
-            const std::size_t taken = claim(room);
-            pace_.sent(taken);
-            dry = taken < room;
-            found = found || taken > 0;
+        if (room && (found || freed || !dry || now - claimed >= kLookEvery)) {
+            found = claim_all(now) || found;
             claimed = now;
             freed = false;
         }
         if (transfers_.in_flight() == 0 && !found)
             break;
-        // With lanes free and more to send, only until the pace allows some again.
-        const bool held_up = !dry && transfers_.in_flight() < concurrency_ && !breaker_.probing();
-        const auto slice = held_up ? std::clamp(pace_.until_room(), kShortSlice, kSlice) : kSlice;
-        if (take_answers(slice))
+        if (take_answers(patience()))
             answered = freed = true;
     }
-    report();
+    settlements_.report();
     // Every row has its own retry; a Stripe that nobody reaches is the job's failure, with the job's backoff.
-    if (breaker_.outage())
-        throw Failure(ERRCODE_CONNECTION_FAILURE, "cannot reach Stripe: " + trouble_);
+    if (api_.breaker.outage())
+        throw Failure(ERRCODE_CONNECTION_FAILURE, "cannot reach Stripe: " + settlements_.trouble());
 }
 
 bool StripeSync::plan() {
@@ -160,23 +178,44 @@ bool StripeSync::plan() {
     });
 }
 
-std::size_t StripeSync::claim(std::size_t room) {
-    // Long enough that no row is claimed anew while its transfer may still end.
+// Claims and sends what there is room for; returns whether there was any.
+bool StripeSync::claim_all(Clock::time_point now) {
+    bool found = false;
+    for (Channel *channel : {&api_, &stream_}) {
+        look(*channel, now);
+        if (channel->room == 0)
+            continue;
+        const std::size_t taken = claim(*channel);
+        channel->pace.sent(taken);
+        channel->dry = taken < channel->room;
+        found = found || taken > 0;
+    }
+    return found;
+}
+
+std::size_t StripeSync::claim(const Channel &channel) {
+    // Long enough that no row is claimed anew while its transfer may still end, nor that of a session it waits for.
     const std::string lease = std::to_string((timeout_ * 2 + 60s).count()) + " seconds";
     const std::vector<Row> rows = session_.transaction("claiming requests to Stripe", [&] {
         return session_.query(
             "SELECT tenant_id, id, attempt, method, path, params, idempotency_key"
-            " FROM billing._stripe_claim($1::int, $2::interval)",
-            {std::to_string(room), lease});
+            " FROM billing._stripe_claim($1::int, $2::interval, $3::boolean)",
+            {std::to_string(channel.room), lease, channel.streams});
     });
     for (const Row &row : rows)
         send(row);
-    settle();
+    stream();
+    settlements_.write();
     return rows.size();
 }
 
 void StripeSync::send(const Row &row) {
     Claim claim{row[0].value(), row[1].value(), *row[3] + " " + *row[4], std::stoi(row[2].value())};
+    if (*row[4] == EventStream::kPath) {
+        stream_.under_way++;
+        events_.add(std::move(claim), *row[5]);
+        return;
+    }
     try {
         Request request{next_tag_, *row[3], *row[4], stripe::encode_form(nlohmann::json::parse(*row[5])),
                         *row[6]};
@@ -185,10 +224,31 @@ void StripeSync::send(const Row &row) {
         stripe::Verdict unsendable;
         unsendable.outcome = stripe::Outcome::failed;
         unsendable.reason = e.what();
-        note(std::move(claim), unsendable, {});
+        settlements_.note({std::move(claim)}, unsendable, {});
         return;
     }
-    under_way_.emplace(next_tag_++, std::move(claim));
+    api_.under_way++;
+    under_way_.emplace(next_tag_++, Sent{{std::move(claim)}});
+}
+
+// Sends the events that wait, once there is a session for them.
+void StripeSync::stream() {
+    const auto now = Clock::now();
+    if (events_.wants_session(now)) {
+        Request request{next_tag_, "POST", EventStream::kSessionPath, "{}"};
+        request.json = true;
+        transfers_.start(request);
+        api_.pace.sent(1);
+        opening_since_ = now;
+        opening_ = next_tag_++;
+    }
+    while (std::optional<EventStream::Batch> batch = events_.next()) {
+        Request request{next_tag_, "POST", EventStream::kPath, std::move(batch->body)};
+        request.json = true;
+        request.token = events_.token();
+        transfers_.start(request);
+        under_way_.emplace(next_tag_++, Sent{std::move(batch->claims), events_.session()});
+    }
 }
 
 // Waits for answers, at most the slice and a moment more, and settles them together; returns whether there were any.
@@ -203,105 +263,65 @@ bool StripeSync::take_answers(std::chrono::milliseconds slice) {
             finished.push_back(std::move(more));
     for (const Finished &one : finished)
         take(one);
-    settle();
+    stream();
+    settlements_.write();
     return true;
 }
 
 void StripeSync::take(const Finished &finished) {
-    Claim claim = std::move(under_way_.extract(finished.tag).mapped());
-    const stripe::Verdict verdict = stripe::judge(finished.answer);
-    pace_.answered(finished.answer, Clock::now());
-    breaker_.answered(finished.answer);
-    if (verdict.outcome == stripe::Outcome::pause && !stopping_)
-        pause(claim.what + ": " + verdict.reason);
-    stopping_ = stopping_ || breaker_.open();
-    note(std::move(claim), verdict, finished.answer);
-}
-
-void StripeSync::note(Claim claim, const stripe::Verdict &verdict, const stripe::Answer &answer) {
-    using stripe::Outcome;
-    Settlement settlement;
-    // A pause is not the request's fault: it is sent again when submission is resumed.
-    settlement.outcome = verdict.outcome == Outcome::pause ? Outcome::retry : verdict.outcome;
-    (settlement.outcome == Outcome::delivered ? delivered_
-     : settlement.outcome == Outcome::failed  ? failed_
-                                              : retried_)++;
-    if (settlement.outcome != Outcome::delivered)
-        trouble_ = claim.what + ": " + verdict.reason;
-    settlement.retry_in =
-        stripe::retry_delay(claim.attempt, answer.retry_after, pg_prng_double(&pg_global_prng_state));
-    if (answer.status)
-        settlement.status = std::to_string(answer.status);
-    // The body itself, not the parsed one: its numbers keep their digits.
-    if (verdict.response.is_object())
-        settlement.response = answer.body;
-    if (!verdict.reason.empty())
-        settlement.error = verdict.reason;
-    settlement.claim = std::move(claim);
-    settlements_.push_back(std::move(settlement));
-}
-
-void StripeSync::settle() {
-    if (settlements_.empty())
+    if (finished.tag == opening_) {
+        opening_.reset();
+        take_session(finished.answer);
         return;
-    const std::vector<Settlement> settlements = std::exchange(settlements_, {});
-    const auto write_all = [&](auto first, auto last) {
-        session_.transaction("settling requests to Stripe",
-                             [&] { std::for_each(first, last, [&](const Settlement &s) { write(s); }); });
-    };
-    // An answer that this database cannot hold (say, a character its encoding lacks) would come again with every repeat.
-    // Anything else (a lock timeout, a shutdown) ends the run; the claims run out.
-    const auto unfit = [&](const PgError &e) {
-        if (ERRCODE_TO_CATEGORY(e.data()->sqlerrcode) != ERRCODE_DATA_EXCEPTION)
-            throw;
-        session_.abandon();
-    };
-    try {
-        write_all(settlements.begin(), settlements.end());
-        return;
-    } catch (const PgError &e) {
-        unfit(e);
     }
-    for (auto one = settlements.begin(); one != settlements.end(); ++one) {
-        try {
-            write_all(one, one + 1);
-        } catch (const PgError &e) {
-            Settlement failed = *one;
-            failed.outcome = stripe::Outcome::failed;
-            failed.response.reset();
-            failed.error = trouble_ = one->claim.what + ": the answer cannot be stored: " + e.what();
-            unfit(e);
-            failed_++;
-            write_all(&failed, &failed + 1);
-        }
+    Sent sent = std::move(under_way_.extract(finished.tag).mapped());
+    const bool streams = sent.session > 0;
+    Channel &channel = streams ? stream_ : api_;
+    stripe::Verdict verdict = stripe::judge(finished.answer);
+    channel.under_way -= sent.claims.size();
+    channel.pace.answered(finished.answer, Clock::now());
+    channel.breaker.answered(finished.answer);
+    if (streams && finished.answer.status == 401) {
+        events_.expired(sent.session);
+        verdict.outcome = stripe::Outcome::retry;
     }
+    heed(verdict, sent.claims.front().what);
+    // Which of the events it is about, the refusal does not say.
+    const bool in_company = verdict.outcome == stripe::Outcome::failed && sent.claims.size() > 1;
+    if (in_company) {
+        events_.refused(sent.claims);
+        verdict.outcome = stripe::Outcome::retry;
+    }
+    settlements_.note(std::move(sent.claims), verdict, finished.answer, in_company);
 }
 
-void StripeSync::write(const Settlement &s) {
-    session_.query(
-        "SELECT billing._stripe_settle($1, $2::bigint, $3::int, $4, $5::int, $6::jsonb, $7, $8::interval)",
-        {s.claim.tenant, s.claim.id, std::to_string(s.claim.attempt), stripe::outcome_name(s.outcome),
-         s.status, s.response, s.error, std::to_string(s.retry_in.count()) + " milliseconds"});
+// The answer holds the token: whatever it says, it is not stored.
+void StripeSync::take_session(const stripe::Answer &answer) {
+    stripe::Verdict verdict = stripe::judge(answer);
+    api_.pace.answered(answer, Clock::now());
+    api_.breaker.answered(answer);
+    if (verdict.outcome == stripe::Outcome::delivered) {
+        if (events_.opened(verdict.response, opening_since_))
+            return;
+        verdict.outcome = stripe::Outcome::retry;
+        verdict.reason = "there is no token in the answer";
+    }
+    verdict.reason = "no session for the event stream: " + verdict.reason;
+    verdict.response = nullptr;
+    heed(verdict, std::string("POST ") + EventStream::kSessionPath);
+    std::vector<Claim> claims = events_.not_opened();
+    stream_.under_way -= claims.size();
+    settlements_.note(std::move(claims), verdict, answer);
 }
 
-void StripeSync::pause(const std::string &reason) {
-    stopping_ = true;
-    session_.transaction("pausing submission to Stripe",
-                         [&] { session_.query("SELECT billing._stripe_pause($1)", {reason}); });
-}
-
-// One line for a run that had trouble; every request's own error is in its row.
-void StripeSync::report() const {
-    if (retried_ + failed_ == 0)
-        return;
-    pg_call([&] {
-        ereport(WARNING,
-                errmsg("not all requests were accepted by Stripe: %zu delivered, %zu to be sent again, "
-                       "%zu failed",
-                       delivered_, retried_, failed_),
-                errdetail("The latest trouble was: %s", trouble_.c_str()),
-                errhint("See billing.stripe_outbox for each request."));
-    });
+// Stops where nothing else would fare better.
+void StripeSync::heed(const stripe::Verdict &verdict, const std::string &what) {
+    const bool pauses = verdict.outcome == stripe::Outcome::pause && !stopping_;
+    stopping_ = stopping_ || pauses || api_.breaker.open();
+    if (pauses)
+        session_.transaction("pausing submission to Stripe", [&] {
+            session_.query("SELECT billing._stripe_pause($1)", {what + ": " + verdict.reason});
+        });
 }
 
 // Returns when the job is to run next: at its interval, or earlier if a retry is waiting.

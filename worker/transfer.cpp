@@ -12,11 +12,16 @@ constexpr std::size_t kLargestAnswer = 8 << 20;
 
 using namespace curl;
 
-// Checks where the key would be sent; returns the scheme.
-std::string check_base(const std::string &base) {
+// Where requests go.
+struct Base {
+    std::string url, scheme;
+};
+
+// Checks where a secret would be sent.
+Base check_base(const char *setting, const std::string &base) {
     const Url url(curl_url());
     const auto refuse = [&](const char *reason) {
-        throw std::invalid_argument("pg_billing.stripe_api_base \"" + base + "\" " + reason);
+        throw std::invalid_argument(std::string(setting) + " \"" + base + "\" " + reason);
     };
     if (curl_url_set(url.get(), CURLUPART_URL, base.c_str(), 0) != CURLUE_OK)
         refuse("is not a URL");
@@ -26,7 +31,7 @@ std::string check_base(const std::string &base) {
     const std::string path = part(url.get(), CURLUPART_PATH);
     if ((!path.empty() && path != "/") || base.find_first_of("?#@") != std::string::npos)
         refuse("must be a scheme, a host and perhaps a port only");
-    return scheme;
+    return {base.substr(0, base.size() - base.ends_with('/')), scheme};
 }
 
 }  // namespace
@@ -66,11 +71,14 @@ struct Transfers::Transfer {
 struct Transfers::Impl {
     TransferOptions options;
     const ApiKey &key;
-    std::string scheme;
+    Base api, stream;
     Pool<Transfer> pool;
 
     Impl(TransferOptions given, const ApiKey &api_key)
-        : options(std::move(given)), key(api_key), scheme(check_base(options.base)) {}
+        : options(std::move(given)),
+          key(api_key),
+          api(check_base("pg_billing.stripe_api_base", options.api_base)),
+          stream(check_base("pg_billing.stripe_stream_base", options.stream_base)) {}
 
     void configure(Transfer &transfer, const Request &request);
     static Finished finish(Transfer &transfer, CURLcode code);
@@ -79,22 +87,24 @@ struct Transfers::Impl {
 void Transfers::Impl::configure(Transfer &transfer, const Request &request) {
     CURL *handle = transfer.handle.get();
     const bool posts = request.method == "POST";
-    std::string url = options.base;
-    if (url.ends_with('/'))
-        url.pop_back();
-    url += request.path;
-    if (!posts && !request.form.empty())
-        url += "?" + request.form;
+    const Base &base = request.token.empty() ? api : stream;
+    std::string url = base.url + request.path;
+    if (!posts && !request.body.empty())
+        url += "?" + request.body;
 
-    std::string authorization = std::string("Authorization: Bearer ") + key.text();
+    std::string authorization = "Authorization: Bearer ";
+    authorization += request.token.empty() ? std::string_view(key.text()) : request.token;
     add(transfer.headers, authorization);
     explicit_bzero(authorization.data(), authorization.size());
     add(transfer.headers, "Stripe-Version: " + options.version);
     if (posts) {
-        add(transfer.headers, "Idempotency-Key: " + request.idempotency_key);
+        if (!request.idempotency_key.empty())
+            add(transfer.headers, "Idempotency-Key: " + request.idempotency_key);
+        if (request.json)
+            add(transfer.headers, "Content-Type: application/json");
         add(transfer.headers, "Expect:");
-        set(handle, CURLOPT_POSTFIELDSIZE_LARGE, static_cast<curl_off_t>(request.form.size()));
-        set(handle, CURLOPT_COPYPOSTFIELDS, request.form.c_str());
+        set(handle, CURLOPT_POSTFIELDSIZE_LARGE, static_cast<curl_off_t>(request.body.size()));
+        set(handle, CURLOPT_COPYPOSTFIELDS, request.body.c_str());
     } else {
         set(handle, CURLOPT_CUSTOMREQUEST, request.method.c_str());
     }
@@ -102,7 +112,7 @@ void Transfers::Impl::configure(Transfer &transfer, const Request &request) {
     set(handle, CURLOPT_URL, url.c_str());
     set(handle, CURLOPT_HTTPHEADER, transfer.headers.get());
     set(handle, CURLOPT_USERAGENT, kUserAgent);
-    set(handle, CURLOPT_PROTOCOLS_STR, scheme.c_str());
+    set(handle, CURLOPT_PROTOCOLS_STR, base.scheme.c_str());
     set(handle, CURLOPT_FOLLOWLOCATION, 0L);
     set(handle, CURLOPT_NOSIGNAL, 1L);
     set(handle, CURLOPT_SSLVERSION, static_cast<long>(CURL_SSLVERSION_TLSv1_2));
@@ -113,7 +123,7 @@ void Transfers::Impl::configure(Transfer &transfer, const Request &request) {
     if (!options.ca_file.empty())
         set(handle, CURLOPT_CAINFO, options.ca_file.c_str());
     // Plain http is for a server on this machine: a proxy would carry the key elsewhere unencrypted.
-    if (scheme == "http")
+    if (base.scheme == "http")
         set(handle, CURLOPT_NOPROXY, "*");
     set(handle, CURLOPT_CONNECTTIMEOUT_MS, milliseconds);
     set(handle, CURLOPT_TIMEOUT_MS, milliseconds);

@@ -3,7 +3,8 @@
 // Invariants:
 //   - Nothing here blocks for longer than the slice given to poll(): the caller serves interrupts in between.
 //   - TLS 1.2 or later with peer and host verified, unless the server is on this machine and the base says http.
-//   - No redirect is followed, no answer grows beyond a bound, and the key goes to the configured host only.
+//   - No redirect is followed, no answer grows beyond a bound, and the key goes to the API's configured host only, a
+//     token to the event stream's.
 //   - Threads that libcurl starts (name resolution) never receive a signal meant for the process.
 #pragma once
 
@@ -11,6 +12,7 @@
 #include <cstddef>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "stripe/retry.hpp"
@@ -19,18 +21,21 @@
 namespace pg_billing {
 
 struct TransferOptions {
-    std::string base;     // e.g. https://api.stripe.com
-    std::string version;  // Stripe-Version
-    std::string ca_file;  // empty: the system's authorities
+    std::string api_base;     // e.g. https://api.stripe.com
+    std::string stream_base;  // e.g. https://meter-events.stripe.com
+    std::string version;      // Stripe-Version
+    std::string ca_file;      // empty: the system's authorities
     std::chrono::seconds timeout{30};
 };
 
 struct Request {
-    std::size_t tag = 0;  // the caller's, handed back with the answer
-    std::string method;   // GET, POST or DELETE
-    std::string path;     // e.g. /v1/customers
-    std::string form;     // encoded parameters: the body of a POST, else the query
-    std::string idempotency_key;
+    std::size_t tag = 0;               // the caller's, handed back with the answer
+    std::string method;                // GET, POST or DELETE
+    std::string path;                  // e.g. /v1/customers
+    std::string body;                  // encoded parameters; of what is no POST, the query
+    std::string idempotency_key = {};  // empty: none
+    bool json = false;                 // so is the body, or else a form
+    std::string_view token = {};       // for the event stream, in place of the key; empty: for the API
 };
 
 struct Finished {
@@ -40,7 +45,7 @@ struct Finished {
 
 class Transfers {
   public:
-    // Throws std::invalid_argument when the base is no URL the key may be sent to. The key must outlive this object.
+    // Throws std::invalid_argument when a base is no URL that a secret may be sent to. The key must outlive this object.
     Transfers(TransferOptions options, const ApiKey &key);
     ~Transfers();
     Transfers(const Transfers &) = delete;

@@ -82,7 +82,8 @@ sandbox_start() {
     SANDBOX_URL=http://127.0.0.1:$(sed -n 's/.*listening on .*:\([0-9]*\).*/\1/p' "$RUN/sandbox.log" | head -n 1)
     (umask 077 && echo sk_test_pg_billing >"$key")
     [ "$(id -u)" != 0 ] || chown postgres "$key"
-    STRIPE_SETTINGS=("pg_billing.stripe_api_base=$SANDBOX_URL" "pg_billing.stripe_api_key_file=$key")
+    STRIPE_SETTINGS=("pg_billing.stripe_api_base=$SANDBOX_URL" "pg_billing.stripe_stream_base=http://localhost:${SANDBOX_URL##*:}"
+        "pg_billing.stripe_api_key_file=$key")
 }
 
 # sandbox METHOD PATH [curl arguments…]: one request to the sandbox Stripe, its answer on stdout; it meets no faults.

@@ -112,6 +112,8 @@ void Api::authenticate(const http::Request &request) const {
     const std::string key = api_key_of(request.field("authorization").value_or(""));
     if (key.empty())
         throw ApiError(401, "invalid_request_error", "You did not provide an API key.");
+    if (request.path == EventStream::kPath)
+        return stream_token(key);
     if (!(key.starts_with("sk_test_") || key.starts_with("rk_test_")) || key == "sk_test_invalid")
         throw ApiError(401, "invalid_request_error",
                        "Invalid API Key provided: " + key.substr(0, 8) + "****");
@@ -190,7 +192,7 @@ asio::awaitable<Api::Result> Api::serve(const http::Request &request, json &entr
     const json params = decode_params(request);
     entry["params"] = params;
     authenticate(request);
-    if (!within_rate())
+    if (request.path != EventStream::kPath && !within_rate())  // the stream has limits of its own
         throw rate_limit("Request rate limit exceeded.", "global-rate");
     const Keyed keyed{
         request.method == "POST" ? std::string(request.field("idempotency-key").value_or("")) : "",
@@ -251,6 +253,7 @@ asio::awaitable<http::Response> Api::handle(http::Request request) {
     json entry = {{"at", machine_time()},
                   {"method", request.method},
                   {"path", request.path},
+                  {"host", request.field("host").value_or("")},
                   {"idempotency_key", request.field("idempotency-key").value_or("")},
                   {"version", request.field("stripe-version").value_or("")},
                   {"request_id", store_.new_id("req")}};

@@ -16,6 +16,7 @@
 
 #include "shim/http_server.hpp"
 #include "test/sandbox/catalog.hpp"
+#include "test/sandbox/event_stream.hpp"
 #include "test/sandbox/faults.hpp"
 #include "test/sandbox/meters.hpp"
 #include "test/sandbox/store.hpp"
@@ -29,8 +30,9 @@ class Api {
         : catalog_(catalog), store_(store), meters_(meters), faults_(seed), rate_(rate), tokens_(rate) {}
 
     boost::asio::awaitable<http::Response> handle(http::Request request);
-    std::function<json(const json &)> complete_checkout;  // what the customer does in the browser
-    std::function<std::size_t()> pending_deliveries;      // of webhooks
+    std::function<void(const std::string &token)> stream_token;  // throws unless it opens the event stream
+    std::function<json(const json &)> complete_checkout;         // what the customer does in the browser
+    std::function<std::size_t()> pending_deliveries;             // of webhooks
 
     // What other parts let tests control, e.g. "POST /_sandbox/verify": takes and answers JSON objects.
     std::map<std::string, std::function<json(const json &)>> controls;

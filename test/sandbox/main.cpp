@@ -19,6 +19,7 @@
 #include "test/sandbox/clocks.hpp"
 #include "test/sandbox/credits.hpp"
 #include "test/sandbox/entitlements.hpp"
+#include "test/sandbox/event_stream.hpp"
 #include "test/sandbox/invoice_items.hpp"
 #include "test/sandbox/invoices.hpp"
 #include "test/sandbox/meter_errors.hpp"
@@ -83,11 +84,13 @@ void run(const std::string &listen, const std::string &endpoints, std::uint64_t 
     meters.uncounted = [&](const sandbox::json &meter, const std::string &identifier) {
         return meter_errors.uncounted(meter, identifier);
     };
+    sandbox::EventStream event_stream(store, meters, meter_errors);
     sandbox::model_accounts(catalog, store,
                             [&](const std::string &customer) { subscriptions.end_all(customer); });
     sandbox::model_prices(catalog, store);
     sandbox::model_entitlements(catalog, store);
     meters.model(catalog, [&](const std::string &customer) { invoices.usage_changed(customer); });
+    event_stream.model(catalog);
     credits.model(catalog);
     invoices.model(catalog);
     sandbox::model_invoice_items(catalog, store);
@@ -99,6 +102,10 @@ void run(const std::string &listen, const std::string &endpoints, std::uint64_t 
     sandbox::Api api(catalog, store, meters, seed, rate);
     api.complete_checkout = [&](const sandbox::json &given) { return checkout.complete(given); };
     api.pending_deliveries = [&] { return webhooks.pending(); };
+    api.stream_token = [&](const std::string &token) { event_stream.authenticate(token); };
+    api.controls["POST /_sandbox/expire_sessions"] = [&](const sandbox::json &what) {
+        return event_stream.expire(what);
+    };
     api.controls["POST /_sandbox/uncounted"] = [&](const sandbox::json &what) {
         return meter_errors.demand(what);
     };

@@ -25,6 +25,12 @@ bool MeterErrors::uncounted(const json &meter, const std::string &identifier) {
     return true;
 }
 
+void MeterErrors::refused(const json &meter, const std::string &code, const std::string &message,
+                          const std::string &identifier) {
+    const json sample = {{"error_message", message}, {"request", {{"identifier", identifier}}}};
+    report({code, "identifier", 1, 1, json::array({sample}), 1}, meter);
+}
+
 void MeterErrors::report(const Batch &batch, const json &meter) {
     const json types = {
         {{"code", batch.code}, {"error_count", batch.errors}, {"sample_errors", batch.named}}};
@@ -32,7 +38,7 @@ void MeterErrors::report(const Batch &batch, const json &meter) {
                        {"validation_start", "2026-01-01T00:00:00.000Z"},
                        {"validation_end", "2026-01-01T00:00:10.000Z"},
                        {"reason", {{"error_count", batch.errors}, {"error_types", types}}}};
-    if (batch.code == "no_meter")
+    if (meter.is_null() || batch.code == "no_meter")
         webhooks_.notify("v1.billing.meter.no_meter_found", json(), machine_time(), data);
     else
         webhooks_.notify("v1.billing.meter.error_report_triggered", meter, machine_time(), data);

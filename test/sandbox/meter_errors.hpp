@@ -18,6 +18,10 @@ class MeterErrors {
     // Whether this event is one of those.
     bool uncounted(const json &meter, const std::string &identifier);
 
+    // Reports an event of the event stream that is wrong; `meter` is null where there is none.
+    void refused(const json &meter, const std::string &code, const std::string &message,
+                 const std::string &identifier);
+
   private:
     struct Batch {
         std::string code, name;  // name: identifier or idempotency_key, as which the samples are named

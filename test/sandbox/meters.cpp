@@ -93,11 +93,7 @@ void Meters::model(Catalog &catalog, std::function<void(const std::string &)> us
                 return meter;
             });
     catalog.model("POST /v1/billing/meter_events", {"event_name", "payload", "identifier", "timestamp"},
-                  [this](const Call &call) {
-                      json event = record(call);
-                      usage_changed_(event.at("_customer"));
-                      return event;
-                  });
+                  [this](const Call &call) { return take(call.params); });
     catalog.model("GET /v1/billing/meters/{id}/event_summaries",
                   {"customer", "start_time", "end_time", "value_grouping_window", "limit", "starting_after",
                    "ending_before"},
@@ -147,20 +143,30 @@ json &Meters::active_meter(const std::string &event_name) {
     throw invalid("No active meter found for event_name '" + event_name + "'.", "event_name", "no_meter");
 }
 
+json Meters::take(const json &event) {
+    json taken = record(event);
+    usage_changed_(taken.at("_customer"));
+    return taken;
+}
+
+bool Meters::known(const std::string &identifier) const {
+    const auto earlier = identifiers_.find(identifier);
+    return earlier != identifiers_.end() && machine_time() < earlier->second + kIdentifierMemory;
+}
+
 // Stripe checks part of this later, on its own time (facts differ by source); refusing at once hides no mistake.
-json Meters::record(const Call &call) {
-    const std::string event_name = call.text("event_name");
+json Meters::record(const json &event) {
+    const std::string event_name = event.at("event_name");
     const std::int64_t received = machine_time();
     const std::string identifier =
-        call.has("identifier") ? call.text("identifier") : store_.new_id("mtrevt", 32);
-    if (const auto earlier = identifiers_.find(identifier);
-        earlier != identifiers_.end() && received < earlier->second + kIdentifierMemory) {
+        event.contains("identifier") ? event["identifier"] : json(store_.new_id("mtrevt", 32));
+    if (known(identifier)) {
         ApiError duplicate = invalid("An event already exists with identifier " + identifier + ".");
         duplicate.fields.emplace_back("stripe-should-retry", "false");
         throw duplicate;
     }
     const json &meter = active_meter(event_name);
-    const json &payload = call.params["payload"];
+    const json &payload = event.at("payload");
     const std::string customer_key = meter["customer_mapping"]["event_payload_key"];
     if (!payload.contains(customer_key) || payload[customer_key] == "")
         throw invalid("The payload has no customer under the meter's key '" + customer_key + "'.",
@@ -170,7 +176,7 @@ json Meters::record(const Call &call) {
                               ? Decimal(1)
                               : meter_value(payload, meter["value_settings"]["event_payload_key"]);
     const std::int64_t now = store_.time_of(customer);
-    const std::int64_t timestamp = call.params.value("timestamp", now);
+    const std::int64_t timestamp = event.value("timestamp", now);
     if (timestamp > now + kAhead)
         throw invalid("The timestamp is more than 5 minutes in the future.", "timestamp",
                       "timestamp_in_future");

@@ -26,6 +26,11 @@ class Meters {
     // Binds the meter endpoints; `usage_changed` is told which customer's usage grew.
     void model(Catalog &catalog, std::function<void(const std::string &customer)> usage_changed);
 
+    // Takes a meter event, its timestamp in seconds; throws what is wrong with it.
+    json take(const json &event);
+    // Whether an event of that identifier has been taken in the last 24 hours.
+    bool known(const std::string &identifier) const;
+
     // Aggregates a customer's usage in [start, end) by the meter's formula, as it is billed: never below zero.
     Decimal billable(const std::string &meter, const std::string &customer, std::int64_t start,
                      std::int64_t end);
@@ -47,7 +52,7 @@ class Meters {
     using Series = std::multimap<std::int64_t, Decimal>;  // by timestamp; equal ones in order of arrival
 
     json create(const Call &call);
-    json record(const Call &call);
+    json record(const json &event);
     json summaries(const Call &call);
     Decimal aggregate(const json &meter, const Series &series, std::int64_t start, std::int64_t end) const;
     json &active_meter(const std::string &event_name);

@@ -22,6 +22,18 @@ export function client(options = {}, key = 'sk_test_client') {
     return new Stripe(key, { host: '127.0.0.1', port, protocol: 'http', telemetry: false, ...options });
 }
 
+// A client that sends to the sandbox whatever goes to a host of its own, too; `hosts` gets their names.
+export function clientOfAllHosts(key, hosts) {
+    const node = Stripe.createNodeHttpClient();
+    const httpClient = Object.assign(Object.create(node), {
+        makeRequest(host, _port, path, method, headers, data, _protocol, timeout) {
+            hosts.push(host);
+            return node.makeRequest('127.0.0.1', port, path, method, headers, data, 'http', timeout);
+        },
+    });
+    return new Stripe(key, { httpClient, telemetry: false, maxNetworkRetries: 0 });
+}
+
 // Calls the sandbox's own control, e.g. control('POST', 'faults', {fault: '500'}).
 export async function control(method, what, body) {
     const answer = await fetch(`http://127.0.0.1:${port}/_sandbox/${what}`, { method, body: body && JSON.stringify(body) });

@@ -1,7 +1,7 @@
 // Meter events and their summaries.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { client, control, refuses } from './sandbox.js';
+import { client, clientOfAllHosts, control, refuses, requests } from './sandbox.js';
 
 const stripe = client({ maxNetworkRetries: 0 });
 const HOUR = 3600;
@@ -152,4 +152,54 @@ test('two calls at once for one customer and meter: the second gets 429 and is c
     assert.equal((await control('GET', 'state')).overlapping_meter_calls, before + 1);
     await control('DELETE', 'faults');
     await send(2);
+});
+
+test('the event stream takes many events under a session, and counts an identifier once', async () => {
+    const one = await setUp('stream_one');
+    const hosts = [];
+    const session = await clientOfAllHosts('sk_test_client', hosts).v2.billing.meterEventSession.create();
+    assert.equal(new Date(session.expires_at) - new Date(session.created), 15 * 60_000);
+    const stream = clientOfAllHosts(session.authentication_token, hosts).v2.billing.meterEventStream;
+    const event = (identifier, value, timestamp = noon) => ({
+        event_name: 'stream_one',
+        identifier,
+        timestamp: new Date(timestamp * 1000).toISOString(),
+        payload: { stripe_customer_id: one.customer.id, value },
+    });
+    await stream.create({ events: [event('s1', '1.5'), event('s2', '2', noon - HOUR), event('s1', '1.5')] });
+    await stream.create({ events: [event('s2', '2')] });
+    assert.deepEqual(hosts, ['api.stripe.com', 'meter-events.stripe.com', 'meter-events.stripe.com']);
+    assert.equal((await one.sums())[0].aggregated_value, 3.5);
+    const hours = await one.sums({ value_grouping_window: 'hour' });
+    assert.deepEqual(hours.map((h) => [h.start_time, h.aggregated_value]), [[noon, 1.5], [noon - HOUR, 2]]);
+    await refuses(stream.create({ events: Array.from({ length: 101 }, (_, i) => event(`many${i}`, '1')) }), { statusCode: 400 });
+    await refuses(stream.create({ events: [{ payload: {} }] }), { statusCode: 400 });
+    await refuses(stream.create({ events: [{ ...event('s3', '1'), timestamp: 'noon' }] }), { statusCode: 400 });
+    await refuses(clientOfAllHosts('sk_test_client', hosts).v2.billing.meterEventStream.create({ events: [event('s4', '1')] }), { statusCode: 401 });
+    await control('POST', 'expire_sessions', {});
+    await refuses(stream.create({ events: [event('s5', '1')] }), { statusCode: 401, code: 'billing_meter_event_session_expired' });
+    assert.equal((await one.sums())[0].aggregated_value, 3.5);
+    assert.ok((await requests('/v2')).every((r) => !JSON.stringify(r).includes(session.authentication_token)));
+});
+
+test('what is wrong with an event of the stream is reported, and spoils no other', async () => {
+    const { customer, sums } = await setUp('stream_wrong');
+    const hosts = [];
+    await stripe.v2.core.eventDestinations.create({
+        name: 'errors', type: 'webhook_endpoint', event_payload: 'thin', webhook_endpoint: { url: 'http://127.0.0.1:9/none' },
+        enabled_events: ['v1.billing.meter.error_report_triggered', 'v1.billing.meter.no_meter_found'],
+    });
+    const session = await clientOfAllHosts('sk_test_client', hosts).v2.billing.meterEventSession.create();
+    const wrong = { event_name: 'stream_wrong', identifier: 'w1', payload: { stripe_customer_id: 'cus_none', value: '1' } };
+    const good = { event_name: 'stream_wrong', identifier: 'w2', payload: { stripe_customer_id: customer.id, value: '2' } };
+    const nowhere = { event_name: 'stream_nowhere', identifier: 'w3', payload: { stripe_customer_id: customer.id, value: '3' } };
+    const stream = clientOfAllHosts(session.authentication_token, hosts).v2.billing.meterEventStream;
+    await stream.create({ events: [wrong, { ...good, timestamp: new Date(noon * 1000).toISOString() }, nowhere] });
+    assert.equal((await sums())[0].aggregated_value, 2);
+    const reports = (await control('GET', 'objects?kind=v2.core.event')).map((e) => [e.type, e.data?.reason.error_types[0].code,
+        e.data?.reason.error_types[0].sample_errors[0].request.identifier]);
+    assert.deepEqual(reports, [
+        ['v1.billing.meter.error_report_triggered', 'meter_event_customer_not_found', 'w1'],
+        ['v1.billing.meter.no_meter_found', 'no_meter', 'w3'],
+    ]);
 });
