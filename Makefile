@@ -54,7 +54,7 @@ SQL_PARTS = schema types settings stats catalog prices audit customers subscript
             corrections rollup rollup_kinds alerts summary billable history standing rating credits credits_apply \
             explain partitions retention stripe export export_figures export_deltas export_stream stripe_catalog stripe_prices stripe_plan \
             stripe_changes stripe_settle stripe_repair stripe_credits sync_plans sessions webhook_objects webhooks \
-            webhook_missed meter_errors invoices invoice_preview \
+            webhook_missed meter_errors invoices invoice_preview change_preview \
             reconcile reconcile_compare reconcile_late reconcile_repair notifications events channels api_keys security install
 DATA_built = pg_billing--$(EXTVERSION).sql
 DATA       = $(wildcard sql/upgrades/*.sql)

@@ -78,9 +78,12 @@ Json json_body(const http::Request &request) {
     return parse_json(request.body);
 }
 
-void refuse_query(const http::Request &request) {
-    if (!request.query.empty())
-        throw Problem(400, "unknown_parameter", "This address has no query parameters.");
+Json optional_json_body(const http::Request &request) {
+    if (!request.body.empty())
+        return json_body(request);
+    Json none;
+    none.kind = Json::Kind::object;
+    return none;
 }
 
 std::optional<std::string> idempotency_key(const http::Request &request) {

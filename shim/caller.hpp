@@ -13,14 +13,17 @@
 
 namespace pg_billing::shim {
 
+// The tenant of a request in SQL, as begin_request() has fixed it.
+inline constexpr char kTenant[] = "current_setting('pg_billing.tenant_id')";
+
 // Returns the statement that must precede the others of a request. Throws Problem 401 without a credential.
 Statement begin_request(const http::Request &request, std::string scope);
 
 // Returns the request's body. Throws Problem 415 if it is not application/json, 400 if it is malformed.
 Json json_body(const http::Request &request);
 
-// Throws Problem 400 if there is a query: none of these endpoints has one.
-void refuse_query(const http::Request &request);
+// The same, of a request that needs no body: an object without members then.
+Json optional_json_body(const http::Request &request);
 
 // Returns the idempotency key of the request's header, quoted as a structured field or bare, if there is one.
 std::optional<std::string> idempotency_key(const http::Request &request);

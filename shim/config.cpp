@@ -69,7 +69,7 @@ Config read_config(int argc, char **argv) {
                     ->envname("PG_BILLING_SHIM_TLS_KEY");
     certificate->needs(key);
     key->needs(certificate);
-    app.add_option("--wait-seconds", wait, "how long creating a subscription waits for Stripe")
+    app.add_option("--wait-seconds", wait, "how long an answer waits for Stripe")
         ->envname("PG_BILLING_SHIM_WAIT_SECONDS")
         ->check(CLI::Range(0.0, 300.0))
         ->capture_default_str();

@@ -1,21 +1,38 @@
 // The endpoints of the API, by topic. Each adds its own to the router; what they share is in caller.hpp.
 #pragma once
 
-#include <boost/asio/io_context.hpp>
-#include <chrono>
-
 #include "shim/database.hpp"
 #include "shim/router.hpp"
+#include "shim/wait.hpp"
 #include "shim/webhook_secrets.hpp"
 
 namespace pg_billing::shim {
 
+// What endpoints need.
+struct Services {
+    Database &database;
+    const WebhookSecrets &secrets;
+    Patience patience;
+};
+
+// Adds all of them.
+void add_endpoints(Router &router, const Services &services);
+
 // Adds GET usage[/:metric], POST events and POST consume.
 void add_usage_endpoints(Router &router, Database &database);
 
-// Adds POST and GET subscription; POST waits at most that long for Stripe.
-void add_subscription_endpoints(Router &router, Database &database, boost::asio::io_context &context,
-                                std::chrono::milliseconds wait);
+// Adds GET quotas and GET check.
+void add_quota_endpoints(Router &router, Database &database);
+
+// Adds POST reservations, and settle and release of one.
+void add_reservation_endpoints(Router &router, Database &database);
+
+// Adds POST, GET, PUT and DELETE subscription; what changes it waits for Stripe.
+void add_subscription_endpoints(Router &router, Database &database, Patience patience);
+
+// Adds GET invoices, invoices/upcoming, invoices/:id and invoices/:id/pdf, which waits for Stripe, and POST
+// subscription/preview.
+void add_invoice_endpoints(Router &router, Database &database, Patience patience);
 
 // Adds POST webhooks/stripe.
 void add_webhook_endpoint(Router &router, Database &database, const WebhookSecrets &secrets);

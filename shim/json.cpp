@@ -130,6 +130,11 @@ void write_json(std::string &to, const Json &value) {
     to += object ? '}' : ']';
 }
 
+bool is_decimal(const std::string &text) {
+    static const std::regex decimal("-?(0|[1-9][0-9]*)(\\.[0-9]+)?([eE][-+]?[0-9]{1,4})?");
+    return text.size() <= 1000 && std::regex_match(text, decimal);
+}
+
 Members::Members(const Json &object, std::initializer_list<std::string_view> known) : object_(object) {
     if (object.kind != Json::Kind::object)
         throw Problem(400, "invalid_type", "A JSON object is expected here.");
@@ -177,13 +182,17 @@ std::optional<std::string> Members::integer(std::string_view name) const {
     return value->text;
 }
 
+std::optional<std::string> Members::boolean(std::string_view name) const {
+    const Json *value = find(name, Json::Kind::boolean, "true or false");
+    return value ? std::optional(value->text) : std::nullopt;
+}
+
 std::optional<std::string> Members::decimal(std::string_view name) const {
     const Json *value = find(name);
     if (!value)
         return std::nullopt;
-    static const std::regex decimal("-?(0|[1-9][0-9]*)(\\.[0-9]+)?([eE][-+]?[0-9]{1,4})?");
     const bool fits = value->kind == Json::Kind::number || value->kind == Json::Kind::string;
-    if (!fits || value->text.size() > 1000 || !std::regex_match(value->text, decimal))
+    if (!fits || !is_decimal(value->text))
         throw Problem(400, "invalid_type",
                       "The member \"" + std::string(name) + "\" must be a decimal number.",
                       std::string(name));

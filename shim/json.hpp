@@ -31,6 +31,9 @@ void write_json(std::string &to, const Json &value);
 // Appends a string as a JSON string.
 void write_json(std::string &to, std::string_view text);
 
+// Whether a text is a decimal number as JSON writes one, of a length that can be meant.
+bool is_decimal(const std::string &text);
+
 // An object's members by name and type. A member that is null counts as absent. Throws Problems.
 class Members {
   public:
@@ -40,6 +43,7 @@ class Members {
     std::string required_text(std::string_view name) const;
     std::optional<std::string> text(std::string_view name) const;
     std::optional<std::string> integer(std::string_view name) const;
+    std::optional<std::string> boolean(std::string_view name) const;  // "true" or "false"
     // A decimal number, also accepted as a string, as it was written.
     std::optional<std::string> decimal(std::string_view name) const;
     // A date-time of RFC 3339: PostgreSQL alone would also take "yesterday".

@@ -51,10 +51,7 @@ void serve(const Config &config) {
     database_options.connections = config.connections;
     Database database(context, database_options);
     Router router;
-    add_health_endpoints(router, database);
-    add_usage_endpoints(router, database);
-    add_subscription_endpoints(router, database, context, config.wait);
-    add_webhook_endpoint(router, database, secrets);
+    add_endpoints(router, {database, secrets, {context, config.wait}});
 
     http::Options options;
     options.address = config.address;

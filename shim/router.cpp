@@ -59,7 +59,14 @@ std::string request_id(const http::Request &request) {
 }  // namespace
 
 void Router::add(std::string method, std::string_view pattern, Endpoint endpoint) {
-    routes_.push_back({std::move(method), split(pattern), std::move(endpoint)});
+    routes_.push_back({std::move(method), std::string(pattern), split(pattern), std::move(endpoint)});
+}
+
+std::vector<std::pair<std::string, std::string>> Router::routes() const {
+    std::vector<std::pair<std::string, std::string>> routes;
+    for (const Route &route : routes_)
+        routes.emplace_back(route.method, route.pattern);
+    return routes;
 }
 
 awaitable<http::Response> Router::handle(http::Request request) const {
@@ -92,12 +99,11 @@ awaitable<http::Response> Router::dispatch(http::Request request) const {
     std::vector<std::string> path;
     for (const std::string &segment : split(request.path)) {
         auto decoded = http::percent_decode(segment);
-        if (!decoded)
-            throw Problem(400, "malformed_request", "The path has a malformed percent-encoding.");
+        if (!decoded || decoded->find('\0') != decoded->npos)
+            throw Problem(400, "malformed_request", "The path has a percent-encoding that is not valid.");
         path.push_back(std::move(*decoded));
     }
-    const std::string method =
-        request.method == "HEAD" ? "GET" : request.method;  // the server omits the body
+    const std::string method = request.method == "HEAD" ? "GET" : request.method;
     std::set<std::string> allowed;
     for (const Route &route : routes_) {
         auto captures = match(route.segments, path);
@@ -105,6 +111,8 @@ awaitable<http::Response> Router::dispatch(http::Request request) const {
             continue;
         if (route.method != method) {
             allowed.insert(route.method);
+            if (route.method == "GET")
+                allowed.insert("HEAD");
             continue;
         }
         call.request = std::move(request);
@@ -113,11 +121,13 @@ awaitable<http::Response> Router::dispatch(http::Request request) const {
     }
     if (allowed.empty())
         throw Problem(404, "not_found", "There is nothing at this address.");
+    std::string list = "OPTIONS";
+    for (const std::string &one : allowed)
+        list += ", " + one;
+    if (method == "OPTIONS")
+        co_return http::Response{204, {{"Allow", list}}, {}};
     Problem problem(405, "method_not_allowed",
                     "This address does not know the method " + request.method + ".");
-    std::string list;
-    for (const std::string &one : allowed)
-        list += (list.empty() ? "" : ", ") + one;
     problem.headers.emplace_back("Allow", list);
     throw problem;
 }

@@ -1,11 +1,12 @@
 // Which endpoint answers a request, and what every answer has in common: a request id, no caching, and problems
-// instead of exceptions.
+// instead of exceptions. HEAD is GET, whose body the server omits; OPTIONS tells the methods of an address.
 #pragma once
 
 #include <boost/asio/awaitable.hpp>
 #include <functional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "shim/http_server.hpp"
@@ -21,15 +22,19 @@ using Endpoint = std::function<boost::asio::awaitable<http::Response>(const Call
 
 class Router {
   public:
-    // Adds an endpoint; a segment of the pattern that starts with ':' matches any one segment.
+    // Adds an endpoint; a segment of the pattern that starts with ':' matches any one segment. The first that fits
+    // answers.
     void add(std::string method, std::string_view pattern, Endpoint endpoint);
+
+    // Returns the method and pattern of each endpoint, as they were added.
+    std::vector<std::pair<std::string, std::string>> routes() const;
 
     // Answers a request; never throws a Problem, PgFailure or other std::exception.
     boost::asio::awaitable<http::Response> handle(http::Request request) const;
 
   private:
     struct Route {
-        std::string method;
+        std::string method, pattern;
         std::vector<std::string> segments;
         Endpoint endpoint;
     };

@@ -1,87 +1,103 @@
-#include <boost/asio/steady_timer.hpp>
-#include <boost/asio/use_awaitable.hpp>
-
 #include "shim/caller.hpp"
 #include "shim/endpoints.hpp"
 #include "shim/problem.hpp"
+#include "shim/query.hpp"
 
 namespace pg_billing::shim {
 
 using boost::asio::awaitable;
-using std::chrono::milliseconds;
 
 namespace {
 
-constexpr const char *kCreate = R"(
-    SELECT billing.create_subscription(current_setting('pg_billing.tenant_id'), $1::text,
-                                       coalesce($2::text, 'charge_automatically'), $3::int))";
+const std::string kCreate = std::string("SELECT billing.create_subscription(") + kTenant +
+                            ", $1::text, coalesce($2::text, 'charge_automatically'), $3::int)";
+const std::string kUpdate = std::string("SELECT billing.update_subscription(") + kTenant +
+                            ", $1::text, coalesce($2::text, 'create_prorations'))";
+const std::string kCancel =
+    std::string("SELECT billing.cancel_subscription(") + kTenant +
+    ", coalesce($1::boolean, true), coalesce($2::boolean, false), coalesce($3::boolean, true))";
 
-constexpr const char *kGet = R"(
-    SELECT json_build_object('subscriptionId', s.subscription_id::text,
-                             'tenantId', current_setting('pg_billing.tenant_id'),
+// The live subscription, or if $1 the last one that has ended.
+const std::string kGet = std::string(R"(
+    SELECT json_build_object('subscriptionId', s.subscription_id::text, 'tenantId', )") +
+                         kTenant + R"(,
                              'planTier', s.plan, 'status', s.status,
                              'currentPeriodStart', s.current_period_start, 'currentPeriodEnd', s.current_period_end,
-                             'cancelAtPeriodEnd', s.cancel_at_period_end,
-                             'stripeSubscriptionId', s.stripe_subscription_id, 'createdAt', s.created_at)::text,
-           s.status
-      FROM billing.get_subscription(current_setting('pg_billing.tenant_id')) s)";
+                             'cancelAtPeriodEnd', s.cancel_at_period_end, 'trialEnd', s.trial_end,
+                             'pausedAt', s.paused_at, 'canceledAt', s.canceled_at, 'endedAt', s.ended_at,
+                             'stripeSubscriptionId', s.stripe_subscription_id, 'stripeConfirmed', s.stripe_confirmed,
+                             'createdAt', s.created_at)::text,
+           s.stripe_confirmed::text
+      FROM billing.get_subscription()" +
+                         kTenant + ", $1::boolean) s";
 
 struct Subscription {
-    std::string json, status;
+    std::string json;
+    bool confirmed;  // by Stripe, or not billed there
 };
 
-// Runs the statements, of which the last is kGet; nothing if there is no subscription.
-awaitable<std::optional<Subscription>> run_get(Database &database, std::vector<Statement> statements) {
-    statements.push_back({kGet, {}});
+// Runs the statements and looks at the subscription then; nothing if there is none.
+awaitable<std::optional<Subscription>> look(Database &database, std::vector<Statement> statements,
+                                            bool or_ended) {
+    statements.push_back({kGet.c_str(), {or_ended ? "true" : "false"}});
     const Rows rows = co_await database.run(std::move(statements));
     if (rows.empty())
         co_return std::nullopt;
-    co_return Subscription{rows[0][0].value(), rows[0][1].value()};
+    co_return Subscription{rows[0][0].value(), rows[0][1].value() == "true"};
 }
 
-// Looks again, less and less often, until Stripe has carried the wish out or the time is up. The wish is durable, so
-// an outage meanwhile costs nothing but the news.
-awaitable<void> await_stripe(Database &database, const Call &call, boost::asio::io_context &context,
-                             milliseconds limit, Subscription &subscription) {
-    const auto deadline = std::chrono::steady_clock::now() + limit;
-    boost::asio::steady_timer timer(context);
-    for (milliseconds pause{50}; subscription.status == "pending";
-         pause = std::min(pause * 3 / 2, milliseconds(500))) {
-        if (std::chrono::steady_clock::now() + pause > deadline)
-            co_return;
-        timer.expires_after(pause);
-        co_await timer.async_wait(boost::asio::use_awaitable);
-        std::vector<Statement> statements{begin_request(call.request, "subscription:write")};
-        try {
-            if (auto now = co_await run_get(database, std::move(statements)))
-                subscription = std::move(*now);
-        } catch (const Problem &) {
-            // The database is away; it may be back before the time is up.
-        }
-    }
+// Carries a wish out here, and answers when Stripe has, too: 202 if that takes longer than the patience.
+awaitable<http::Response> carry_out(Database &database, const Call &call, Patience patience,
+                                    std::vector<Statement> statements, unsigned status) {
+    std::optional<Subscription> subscription = co_await look(database, std::move(statements), true);
+    if (!subscription.value().confirmed)
+        co_await wait_until(patience, [&]() -> awaitable<bool> {
+            std::vector<Statement> again{begin_request(call.request, "subscription:write")};
+            if (auto now = co_await look(database, std::move(again), true))
+                subscription = std::move(now);
+            co_return subscription->confirmed;
+        });
+    co_return json_response(subscription->confirmed ? status : 202, subscription->json);
 }
 
-awaitable<http::Response> post_subscription(Database &database, const Call &call,
-                                            boost::asio::io_context &context, milliseconds limit) {
-    refuse_query(call.request);
+awaitable<http::Response> post_subscription(Database &database, const Call &call, Patience patience) {
     std::vector<Statement> statements{begin_request(call.request, "subscription:write")};
+    refuse_query(call.request);
     const Json body = json_body(call.request);
     const Members members(body, {"planTier", "collectionMethod", "daysUntilDue"});
-    statements.push_back({kCreate,
+    statements.push_back({kCreate.c_str(),
                           {members.required_text("planTier"), members.text("collectionMethod"),
                            members.integer("daysUntilDue")}});
-    std::optional<Subscription> subscription = co_await run_get(database, std::move(statements));
-    co_await await_stripe(database, call, context, limit, subscription.value());
-    http::Response response =
-        json_response(subscription->status == "pending" ? 202 : 201, subscription->json);
+    http::Response response = co_await carry_out(database, call, patience, std::move(statements), 201);
     response.fields.emplace_back("Location", "/api/billing/subscription");
     co_return response;
+}
+
+awaitable<http::Response> put_subscription(Database &database, const Call &call, Patience patience) {
+    std::vector<Statement> statements{begin_request(call.request, "subscription:write")};
+    refuse_query(call.request);
+    const Json body = json_body(call.request);
+    const Members members(body, {"planTier", "prorationBehavior"});
+    statements.push_back(
+        {kUpdate.c_str(), {members.required_text("planTier"), members.text("prorationBehavior")}});
+    co_return co_await carry_out(database, call, patience, std::move(statements), 200);
+}
+
+awaitable<http::Response> delete_subscription(Database &database, const Call &call, Patience patience) {
+    std::vector<Statement> statements{begin_request(call.request, "subscription:write")};
+    const Json body = optional_json_body(call.request);
+    const Members members(body, {"atPeriodEnd", "prorate", "invoiceNow"});
+    const Query query(call.request, {"atPeriodEnd", "prorate", "invoiceNow"});
+    statements.push_back({kCancel.c_str(),
+                          {query.boolean("atPeriodEnd", members), query.boolean("prorate", members),
+                           query.boolean("invoiceNow", members)}});
+    co_return co_await carry_out(database, call, patience, std::move(statements), 200);
 }
 
 awaitable<http::Response> get_subscription(Database &database, const Call &call) {
     refuse_query(call.request);
     std::vector<Statement> statements{begin_request(call.request, "subscription:read")};
-    const std::optional<Subscription> subscription = co_await run_get(database, std::move(statements));
+    const std::optional<Subscription> subscription = co_await look(database, std::move(statements), false);
     if (!subscription)
         throw Problem(404, "no_subscription", "The tenant has no subscription.");
     co_return json_response(200, subscription->json);
@@ -89,11 +105,15 @@ awaitable<http::Response> get_subscription(Database &database, const Call &call)
 
 }  // namespace
 
-void add_subscription_endpoints(Router &router, Database &database, boost::asio::io_context &context,
-                                milliseconds wait) {
-    router.add("POST", "/api/billing/subscription", [&database, &context, wait](const Call &call) {
-        return post_subscription(database, call, context, wait);
-    });
+void add_subscription_endpoints(Router &router, Database &database, Patience patience) {
+    const auto add = [&](const char *method, auto endpoint) {
+        router.add(method, "/api/billing/subscription", [&database, patience, endpoint](const Call &call) {
+            return endpoint(database, call, patience);
+        });
+    };
+    add("POST", post_subscription);
+    add("PUT", put_subscription);
+    add("DELETE", delete_subscription);
     router.add("GET", "/api/billing/subscription",
                [&database](const Call &call) { return get_subscription(database, call); });
 }

@@ -1,8 +1,9 @@
 #include "shim/caller.hpp"
+#include "shim/decision.hpp"
 #include "shim/endpoints.hpp"
 #include "shim/events.hpp"
 #include "shim/problem.hpp"
-#include "shim/rate_limit.hpp"
+#include "shim/query.hpp"
 
 namespace pg_billing::shim {
 
@@ -17,37 +18,27 @@ const std::string kUsage = R"(
                       'periodStart', CASE WHEN isfinite(s.period_start) THEN s.period_start END,
                       'periodEnd', CASE WHEN isfinite(s.period_end) THEN s.period_end END))";
 
-const std::string kTenant = "current_setting('pg_billing.tenant_id')";  // as begin_request() fixed it
-
 const std::string kUsageSummary =
-    "SELECT json_build_object('tenantId', " + kTenant + ", 'metrics', coalesce(json_agg(" + kUsage +
-    " ORDER BY s.metric), '[]'))::text FROM billing.get_usage_summary(" + kTenant + ") s";
+    std::string("SELECT json_build_object('tenantId', ") + kTenant + ", 'metrics', coalesce(json_agg(" +
+    kUsage + " ORDER BY s.metric), '[]'))::text FROM billing.get_usage_summary(" + kTenant + ") s";
 
 const std::string kUsageOfMetric =
     "SELECT " + kUsage + "::text FROM billing.get_usage_summary(" + kTenant + ") s WHERE s.metric = $1::text";
 
-// Selects what decision_response() reads.
-std::string decision_query(const std::string &function) {
-    return R"(
-        SELECT json_build_object('status', d.status, 'allowed', d.allowed, 'reason', d.reason, 'used', d.used,
-                                 'quota', d.quota, 'remaining', d.remaining, 'cap', d.cap,
-                                 'resetsAt', CASE WHEN isfinite(d.resets_at) THEN d.resets_at END)::text,
-               d.status, d.reason, floor(d.quota)::text, floor(d.remaining)::text,
-               CASE WHEN isfinite(d.resets_at)
-                    THEN greatest(ceil(extract(epoch FROM d.resets_at - billing.now())), 0)::text END
-          FROM billing.)" +
-           function + "(" + kTenant +
-           R"(, $1::text, coalesce($2::numeric, 1), $3::text, $4::timestamptz, $5::jsonb) d)";
+// A call of a function that takes an event.
+std::string event_call(const std::string &function) {
+    return function + "(" + kTenant +
+           ", $1::text, coalesce($2::numeric, 1), $3::text, $4::timestamptz, $5::jsonb)";
 }
 
-const std::string kRecord = decision_query("record_usage");
-const std::string kConsume = decision_query("try_consume");
+const std::string kRecord = decision_query(event_call("record_usage"));
+const std::string kConsume = decision_query(event_call("try_consume"));
 
 // A rejected event's reason is "SQLSTATE: message".
-const std::string kRecordBatch = R"(
+const std::string kRecordBatch = std::string(R"(
     SELECT r.ordinal::text, r.idempotency_key, r.status, left(r.reason, 5), substr(r.reason, 8)
       FROM billing.record_usage_batch(
-               (SELECT coalesce(jsonb_agg(e.event || jsonb_build_object('tenant_id', )" +
+               (SELECT coalesce(jsonb_agg(e.event || jsonb_build_object('tenant_id', )") +
                                  kTenant + R"()
                                           ORDER BY e.ordinal), '[]')
                   FROM jsonb_array_elements($1::jsonb) WITH ORDINALITY e (event, ordinal))) r)";
@@ -58,36 +49,6 @@ Statement decision_statement(const std::string &query, Event event) {
                             std::move(event.idempotency_key), std::move(event.occurred_at),
                             std::move(event.properties)};
     return statement;
-}
-
-// Answers with a decision: as it is, or as the problem that a denial is.
-http::Response decision_response(const std::string &metric, const Row &row) {
-    const QuotaState state{row.at(3), row.at(4), row.at(5)};
-    const std::string status = row.at(1).value();
-    http::Response response;
-    if (status != "denied") {
-        response = json_response(status == "recorded" ? 201 : 200, row.at(0).value());
-    } else {
-        const std::string reason = row.at(2).value();
-        Problem problem(reason == "hard_cap" ? 429 : 402, reason, "");
-        if (reason == "hard_cap") {
-            problem.detail = "The quota of " + metric + " is used up, and its cap is hard.";
-            problem.policy = metric;
-        } else if (reason == "upgrade_required") {
-            problem.detail = "The plan allows no more of " + metric + ": a larger plan does.";
-        } else if (reason == "no_subscription") {
-            problem.detail = "The tenant has no subscription.";
-        } else {
-            problem.detail = "The tenant's subscription is not in good standing.";
-        }
-        problem.decision = row.at(0).value();
-        if (state.resets_in)
-            problem.headers.emplace_back("Retry-After", *state.resets_in);
-        response = to_response(problem);
-    }
-    for (auto &field : rate_limit_fields(metric, state))
-        response.fields.push_back(std::move(field));
-    return response;
 }
 
 awaitable<http::Response> get_usage(Database &database, const Call &call) {
@@ -119,7 +80,7 @@ awaitable<http::Response> post_events(Database &database, const Call &call) {
     const std::string metric = event.metric;
     statements.push_back(decision_statement(kRecord, std::move(event)));
     const Rows rows = co_await database.run(std::move(statements));
-    co_return decision_response(metric, rows.at(0));
+    co_return decision_response(metric, rows.at(0), "recorded");
 }
 
 awaitable<http::Response> post_consume(Database &database, const Call &call) {
@@ -134,10 +95,7 @@ awaitable<http::Response> post_consume(Database &database, const Call &call) {
     const std::string metric = event.metric;
     statements.push_back(decision_statement(kConsume, std::move(event)));
     const Rows rows = co_await database.run(std::move(statements));
-    http::Response response = decision_response(metric, rows.at(0));
-    if (response.status == 201)
-        response.status = 200;  // the answer is the decision, not the event
-    co_return response;
+    co_return decision_response(metric, rows.at(0));
 }
 
 }  // namespace

@@ -174,24 +174,36 @@ END $$;
 COMMENT ON FUNCTION billing.get_invoice(text, text) IS
     'returns one of a tenant''s invoices by its Stripe id, in minor units. Raises UB010, UB040, UB064';
 
-CREATE FUNCTION billing.get_invoices(tenant_id text, max_invoices int DEFAULT 20, after text DEFAULT NULL)
+CREATE FUNCTION billing.get_invoices(tenant_id text, max_invoices int DEFAULT 20, after text DEFAULT NULL,
+                                     before text DEFAULT NULL)
 RETURNS SETOF billing.invoice
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    last billing.invoice;
+    later billing.invoice;
+    earlier billing.invoice;
 BEGIN
-    IF after IS NULL THEN
-        PERFORM billing._check_tenant(tenant_id);
-    ELSE
-        last := billing.get_invoice(tenant_id, after);
+    PERFORM billing._check_tenant(tenant_id);
+    IF after IS NOT NULL THEN
+        later := billing.get_invoice(tenant_id, after);
+    END IF;
+    IF before IS NOT NULL THEN
+        earlier := billing.get_invoice(tenant_id, before);
+        RETURN QUERY
+        SELECT p.* FROM (
+               SELECT i.* FROM billing._invoices(get_invoices.tenant_id, NULL) i
+                WHERE (i.created_at, i.invoice) > (earlier.created_at, earlier.invoice)
+                  AND (after IS NULL OR (i.created_at, i.invoice) < (later.created_at, later.invoice))
+                ORDER BY i.created_at, i.invoice LIMIT greatest(max_invoices, 0)) p
+         ORDER BY p.created_at DESC, p.invoice DESC;
+        RETURN;
     END IF;
     RETURN QUERY
     SELECT i.* FROM billing._invoices(get_invoices.tenant_id, NULL) i
-     WHERE after IS NULL OR (i.created_at, i.invoice) < (last.created_at, last.invoice)
+     WHERE after IS NULL OR (i.created_at, i.invoice) < (later.created_at, later.invoice)
      ORDER BY i.created_at DESC, i.invoice DESC LIMIT greatest(max_invoices, 0);
 END $$;
-COMMENT ON FUNCTION billing.get_invoices(text, int, text) IS
-    'returns a tenant''s invoices, the latest first, in minor units; the next page is what comes after the last invoice of the one before. Raises UB010, UB040, UB064';
+COMMENT ON FUNCTION billing.get_invoices(text, int, text, text) IS
+    'returns a tenant''s invoices, the latest first, in minor units; the next page is what comes after the last invoice of a page, the one before it ends before its first. Raises UB010, UB040, UB064';
 
 CREATE FUNCTION billing.get_invoice_lines(tenant_id text, invoice text)
 RETURNS TABLE (line text, metric text, description text, quantity numeric, amount numeric, currency text,

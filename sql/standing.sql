@@ -36,6 +36,30 @@ END $$;
 COMMENT ON FUNCTION billing.get_quota(text, text) IS
     'returns the quota in force: the tenant''s own, or its plan''s; null when unlimited, or when there is none. Raises UB010, UB011, UB040';
 
+CREATE FUNCTION billing.get_quotas(tenant_id text)
+RETURNS TABLE (metric text, kind text, unit text, per text, quota numeric, cap text, grace numeric, own boolean,
+               refusal text, period_start timestamptz, period_end timestamptz)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM billing._check_tenant(tenant_id);
+    RETURN QUERY
+    SELECT m.name, m.kind, m.unit, l.per, l.quota, l.cap, l.grace, l.own, q.refusal, lower(l.span), upper(l.span)
+      FROM billing.metrics m
+     CROSS JOIN LATERAL billing._quota_in_force(get_quotas.tenant_id, m.name, billing.now()) q
+     CROSS JOIN LATERAL (
+           SELECT NULL AS per, q.quota, q.cap, q.grace, q.period AS span,
+                  EXISTS (SELECT FROM billing.quota_overrides o WHERE o.tenant_id = q.tenant AND o.metric = m.name) AS own
+           UNION ALL
+           SELECT w.per, w.quota, 'hard', NULL, w.span,
+                  EXISTS (SELECT FROM billing.window_limits o
+                           WHERE o.tenant_id = q.tenant AND o.metric = m.name AND o.per = w.per)
+             FROM billing._window_limits(q.tenant, m.name, q.plan, q.timezone, billing.now()) w
+            WHERE w.quota IS NOT NULL) l
+     ORDER BY m.name, l.per DESC NULLS FIRST;
+END $$;
+COMMENT ON FUNCTION billing.get_quotas(text) IS
+    'returns the quotas of every metric that are in force now, those per hour and day included (per; null: of the billing period, or of a gauge''s level); own: the tenant''s, not its plan''s; refusal: why nothing is allowed, whatever the quota. Raises UB010, UB040';
+
 CREATE FUNCTION billing.get_remaining_quota(tenant_id text, metric text) RETURNS numeric
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN

@@ -220,19 +220,31 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     ON CONFLICT DO NOTHING      -- of two changes in one moment, the second one's stretch is none
 $$;
 
--- Row-level security decides whose subscription is seen.
-CREATE FUNCTION billing.get_subscription(tenant_id text)
+-- Row-level security decides whose subscription is seen. Stripe has confirmed what a subscription wants where the columns of
+-- both sides agree (sql/stripe_changes.sql makes requests of where they do not).
+CREATE FUNCTION billing.get_subscription(tenant_id text, or_ended boolean DEFAULT false)
 RETURNS TABLE (subscription_id bigint, plan text, status text, current_period_start timestamptz,
                current_period_end timestamptz, cancel_at_period_end boolean, stripe_subscription_id text,
-               created_at timestamptz, trial_end timestamptz, paused_at timestamptz)
+               created_at timestamptz, trial_end timestamptz, paused_at timestamptz, canceled_at timestamptz,
+               ended_at timestamptz, stripe_confirmed boolean)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT s.id, s.plan, s.status, s.current_period_start, s.current_period_end, s.cancel_at_period_end,
-           s.stripe_subscription_id, s.created_at, s.trial_end, s.paused_at
+           s.stripe_subscription_id, s.created_at, s.trial_end, s.paused_at, s.canceled_at, s.ended_at,
+           NOT c.stripe
+           OR (CASE WHEN s.status IN ('canceled', 'incomplete_expired')
+                   THEN s.stripe_subscription_id IS NULL OR s.stripe_status IN ('canceled', 'incomplete_expired')
+                   ELSE s.status <> 'pending' AND NOT s.prices_due AND s.cancel_at_period_end = s.stripe_cancels
+                        AND (s.paused_at IS NULL) = (s.stripe_status <> 'paused')
+                        AND (s.stripe_status <> 'trialing' OR s.trial_end IS NOT DISTINCT FROM s.stripe_trial_end) END) IS TRUE
       FROM billing.subscriptions s
-     WHERE s.tenant_id = get_subscription.tenant_id AND s.status NOT IN ('canceled', 'incomplete_expired')
-       AND NOT (s.cancel_at_period_end AND s.current_period_end <= billing.now())
+      JOIN billing.billing_customers c ON c.tenant_id = s.tenant_id
+     WHERE s.tenant_id = get_subscription.tenant_id
+       AND (or_ended OR s.status NOT IN ('canceled', 'incomplete_expired')
+                        AND NOT (s.cancel_at_period_end AND s.current_period_end <= billing.now()))
+     ORDER BY s.id DESC LIMIT 1
 $$;
-COMMENT ON FUNCTION billing.get_subscription(text) IS 'returns a tenant''s live subscription, or no row';
+COMMENT ON FUNCTION billing.get_subscription(text, boolean) IS
+    'returns a tenant''s live subscription, or else, if asked to, the last one that has ended, or no row; stripe_confirmed: Stripe has carried out all that it wants, or does not bill it';
 
 -- Moves subscriptions whose period is over into the one that holds the present, or ends them; of one tenant, or of all;
 -- returns how many. Who is just changing one does that itself: waiting for them here, the rollup could meet its own rows.

@@ -1,25 +1,7 @@
 #!/usr/bin/env bash
 # The HTTP shim against a real server: what it does, what it refuses and how, and how it bears an outage.
 source "$(dirname "$0")/../lib/e2e.sh"
-
-# call METHOD PATH [curl arguments…]: prints the status; `body` and `header` show the rest of the answer.
-call() {
-    local method=$1 path=$2
-    shift 2
-    curl -sS --max-time 30 -X "$method" -D "$RUN/headers" -o "$RUN/body" -w '%{http_code}' \
-        -H "Authorization: Bearer $KEY" "$@" "$SHIM_URL$path"
-}
-post() {
-    local path=$1 json=$2
-    shift 2
-    call POST "$path" -H 'Content-Type: application/json' --data-binary "$json" "$@"
-}
-body() { jq -r "$1" "$RUN/body"; }
-header() { tr -d '\r' <"$RUN/headers" | sed -n "s/^$1: //Ip"; }
-
-# refused CALL…: the status, code and field of a problem.
-refused() { echo "$("$@") $(header content-type) $(body '[.code, .field // "-"] | join(" ")')"; }
-problem() { echo "$1 application/problem+json $2 ${3:--}"; }
+source "$LIB/http.sh"
 
 cluster_start main
 sql 'CREATE EXTENSION pg_billing' && sql 'SELECT billing.install()' >/dev/null
@@ -119,9 +101,9 @@ is 'a wrong content type' "$(refused call POST /api/billing/events -H 'Content-T
     "$(problem 415 unsupported_media_type Content-Type)"
 head -c 2000000 /dev/zero | tr '\0' ' ' >"$RUN/large"
 is 'an oversized body' "$(refused post /api/billing/events "@$RUN/large")" "$(problem 413 body_too_large)"
-is 'an unexpected query' "$(refused call GET '/api/billing/usage?x=1')" "$(problem 400 unknown_parameter)"
+is 'an unexpected query' "$(refused call GET '/api/billing/usage?x=1')" "$(problem 400 unknown_parameter x)"
 is 'an unknown address' "$(refused call GET /api/nothing)" "$(problem 404 not_found)"
-is 'a wrong method' "$(refused call PUT /api/billing/usage) $(header allow)" "$(problem 405 method_not_allowed) GET"
+is 'a wrong method' "$(refused call PUT /api/billing/usage) $(header allow)" "$(problem 405 method_not_allowed) OPTIONS, GET, HEAD"
 is 'a request id comes back' \
     "$(call GET /healthz -H 'X-Request-Id: req-7') $(header x-request-id)" '200 req-7'
 

@@ -37,11 +37,11 @@ SELECT set_eq($$SELECT relname FROM readable WHERE role = 'billing_admin'$$, $$S
     'billing_admin all, but the secrets that sign webhooks and the URLs of sessions');
 SELECT set_eq($$SELECT proname::text FROM callable WHERE role = 'billing_tenant' AND proname NOT LIKE '\_%'$$, ARRAY['now', 'current_tenant', 'installed_version',
     'check_quota', 'explain_decision', 'get_subscription', 'get_current_usage', 'get_usage_summary', 'is_over_quota', 'get_usage_percentage', 'get_billable_usage', 'get_usage_breakdown',
-    'get_usage_by_hour', 'get_usage_by_day', 'get_usage_history', 'get_projected_usage', 'get_quota', 'get_remaining_quota', 'get_effective_plan', 'get_current_period', 'get_days_remaining', 'get_active_alerts',
+    'get_usage_by_hour', 'get_usage_by_day', 'get_usage_history', 'get_projected_usage', 'get_quota', 'get_quotas', 'get_remaining_quota', 'get_effective_plan', 'get_current_period', 'get_days_remaining', 'get_active_alerts',
     'get_overage', 'get_overage_cost', 'get_upcoming_invoice', 'get_projected_cost', 'explain_invoice_line', 'get_credit_balance', 'get_credit_grants', 'get_credit_ledger', 'get_invoice', 'get_invoices', 'get_invoice_lines'],
     'billing_tenant calls what looks at its own');
 SELECT set_eq($$SELECT proname::text FROM callable WHERE role = 'billing_app' EXCEPT SELECT proname FROM callable WHERE role = 'billing_tenant'$$,
-    ARRAY['record_usage', 'try_consume', 'consume', 'enforce_quota', 'reserve', 'settle', 'release', 'set_usage', 'void_usage', 'record_usage_batch', 'create_customer', 'create_subscription', 'update_subscription', 'cancel_subscription', 'resume_subscription', 'pause_subscription', 'end_trial', 'connect_stripe', 'create_checkout_session', 'create_portal_session', 'get_session_url', 'begin_request', 'receive_webhook', 'create_alert', 'delete_alert',
+    ARRAY['record_usage', 'try_consume', 'consume', 'enforce_quota', 'reserve', 'settle', 'release', 'set_usage', 'void_usage', 'record_usage_batch', 'create_customer', 'create_subscription', 'update_subscription', 'preview_subscription', 'cancel_subscription', 'resume_subscription', 'pause_subscription', 'end_trial', 'connect_stripe', 'create_checkout_session', 'create_portal_session', 'get_session_url', 'begin_request', 'receive_webhook', 'create_alert', 'delete_alert',
     'create_channel', 'update_channel', 'delete_channel', 'rotate_channel_secret', 'test_notification', 'retry_notifications', 'refresh_invoice', 'compare_upcoming_invoice'],
     'billing_app records and creates as well');
 SELECT set_eq($$SELECT proname::text FROM callable WHERE role = 'billing_admin' EXCEPT SELECT proname FROM callable WHERE role = 'billing_app'$$,

@@ -41,8 +41,12 @@ SELECT billing._apply_invoice('bolt', invoice('in_9', '2030-03-05')) \g /dev/nul
 SELECT invoice, created_at FROM billing.get_invoices('acme', 4);
 SELECT invoice, created_at FROM billing.get_invoices('acme', 4, 'in_5');
 SELECT invoice, created_at FROM billing.get_invoices('acme', 4, 'in_3');
+SELECT invoice FROM billing.get_invoices('acme', 2, before => 'in_1');
+SELECT invoice FROM billing.get_invoices('acme', 2, before => 'in_5');
+SELECT invoice FROM billing.get_invoices('acme', 2, 'in_5', before => 'in_1');
 SELECT count(*) FROM billing.get_invoices('acme', 0);
 CALL attempt($$SELECT billing.get_invoices('acme', 4, 'in_9')$$);
+CALL attempt($$SELECT billing.get_invoices('acme', before => 'in_9')$$);
 CALL attempt($$SELECT billing.get_invoice('acme', 'in_9')$$);
 CALL attempt($$SELECT billing.get_invoice('acme', NULL)$$);
 CALL attempt($$SELECT billing.get_invoice_lines('acme', 'in_9')$$);

@@ -100,3 +100,10 @@ SELECT * FROM billing.explain_decision('delhi', 'llm_tokens');
 CALL travel('1 day');
 SELECT * FROM billing.explain_decision('delhi', 'llm_tokens');
 CALL attempt($$SELECT billing.explain_decision('nobody', 'llm_tokens')$$);
+
+-- all that is in force
+SELECT * FROM billing.get_quotas('acme');
+SELECT metric, per, quota, own, refusal FROM billing.get_quotas('delhi') WHERE metric IN ('api_calls', 'user_seats');
+SELECT count(*) FROM billing.get_quotas('acme') q, billing.metrics m
+ WHERE m.name = q.metric AND q.per IS NULL AND q.quota IS DISTINCT FROM billing.get_quota('acme', m.name);
+CALL attempt($$SELECT billing.get_quotas('nobody')$$);

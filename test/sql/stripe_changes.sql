@@ -8,8 +8,9 @@ CREATE VIEW requests AS
     SELECT kind, method, regexp_replace(path, 'sub_\d+', 'SUB') AS path, params - 'identifier' - 'event_name' AS params
       FROM billing.stripe_outbox WHERE state IN ('waiting', 'sending') ORDER BY id;
 CREATE VIEW subscription AS
-    SELECT plan, status, cancel_at_period_end AS ends, ended_at IS NOT NULL AS ended, stripe_plan, stripe_status, stripe_cancels
-      FROM billing.subscriptions ORDER BY id;
+    SELECT plan, status, cancel_at_period_end AS ends, ended_at IS NOT NULL AS ended, stripe_plan, stripe_status, stripe_cancels,
+           (SELECT g.stripe_confirmed FROM billing.get_subscription('acme', true) g WHERE g.subscription_id = s.id) AS confirmed
+      FROM billing.subscriptions s ORDER BY id;
 CREATE VIEW metered AS
     SELECT metric, quantity, submitted FROM billing.usage_aggregates WHERE metric = 'llm_tokens' ORDER BY hour;
 CREATE PROCEDURE send() LANGUAGE sql AS $$ SELECT count(*) FROM billing._stripe_claim(100, '1 minute') $$;
@@ -69,11 +70,11 @@ CALL send();
 SELECT billing.update_subscription('acme', 'enterprise');
 SELECT billing._stripe_plan();
 CALL deliver();
-SELECT plan, stripe_plan FROM subscription;
+SELECT plan, stripe_plan, confirmed FROM subscription;
 SELECT billing._stripe_plan();
 SELECT params #>> '{items,0,price}' AS price, params ->> 'proration_behavior' AS proration FROM requests;
 CALL stripe();
-SELECT plan, stripe_plan FROM subscription;
+SELECT plan, stripe_plan, confirmed FROM subscription;
 -- a plan with fewer and with other metrics
 DELETE FROM billing.price_tiers WHERE (plan, metric) = ('free', 'user_seats');
 DELETE FROM billing.plan_metrics WHERE (plan, metric) = ('free', 'user_seats');
@@ -94,11 +95,11 @@ SELECT kind, method, path, params FROM requests;
 CALL send();
 SELECT billing.resume_subscription('acme');
 CALL deliver();
-SELECT ends, stripe_cancels FROM subscription;
+SELECT ends, stripe_cancels, confirmed FROM subscription;
 SELECT billing._stripe_plan();
 SELECT params FROM requests;
 CALL stripe();
-SELECT ends, stripe_cancels FROM subscription;
+SELECT ends, stripe_cancels, confirmed FROM subscription;
 SELECT billing._stripe_plan();
 
 -- what Stripe refuses is not asked again; another wish is
@@ -118,12 +119,12 @@ ROLLBACK;
 SELECT billing.update_subscription('acme', 'free');
 SELECT billing._stripe_plan();
 CALL stripe();
-SELECT plan, stripe_plan FROM subscription;
+SELECT plan, stripe_plan, confirmed FROM subscription;
 
 -- what was changed at Stripe is taken over, and audited
 SELECT billing._apply_subscription('acme', answer('acme', 'subscription_update', id::text, '{"cancel_at_period_end": true}'), true)
   FROM billing.subscriptions;
-SELECT ends, stripe_cancels FROM subscription;
+SELECT ends, stripe_cancels, confirmed FROM subscription;
 SELECT action, before ->> 'cancel_at_period_end' AS before, after ->> 'cancel_at_period_end' AS after
   FROM billing.audit_log ORDER BY id DESC LIMIT 1;
 SELECT billing.resume_subscription('acme');
@@ -132,6 +133,7 @@ CALL stripe();
 -- the end at once: quotas end here, the usage of before goes out, then the request that bills it
 SELECT FROM billing.record_usage('acme', 'llm_tokens', 3) \g /dev/null
 SELECT billing.cancel_subscription('acme', false);
+SELECT status, stripe_confirmed FROM billing.get_subscription('acme', or_ended => true);
 SELECT reason FROM billing.check_quota('acme', 'llm_tokens');
 SELECT FROM billing.record_usage('acme', 'llm_tokens', 10000) \g /dev/null
 SELECT billing._stripe_plan();

@@ -1,4 +1,4 @@
-// What every request goes through: routing, credentials, content type, idempotency keys, and batches of events.
+// What every request goes through: routing, credentials, content type, query, idempotency keys, and batches of events.
 #include <gtest/gtest.h>
 
 #include <boost/asio/co_spawn.hpp>
@@ -10,6 +10,7 @@
 #include "shim/caller.hpp"
 #include "shim/events.hpp"
 #include "shim/problem.hpp"
+#include "shim/query.hpp"
 #include "shim/router.hpp"
 #include "shim/webhook_secrets.hpp"
 
@@ -96,7 +97,16 @@ TEST_F(Routing, RefusesOtherPathsAndMethods) {
     EXPECT_EQ(ask("GET", "/things/%4").status, 400u);
     const http::Response response = ask("DELETE", "/things");
     EXPECT_EQ(response.status, 405u);
-    EXPECT_EQ(header(response, "Allow"), "GET, POST");
+    EXPECT_EQ(header(response, "Allow"), "OPTIONS, GET, HEAD, POST");
+    EXPECT_EQ(ask("BREW", "/things").status, 405u);
+    EXPECT_EQ(ask("GET", "/things/a%00b").status, 400u) << "PostgreSQL would read it as a";
+}
+
+TEST_F(Routing, TellsTheMethodsOfAnAddress) {
+    const http::Response response = ask("OPTIONS", "/things");
+    EXPECT_EQ(response.status, 204u);
+    EXPECT_EQ(header(response, "Allow"), "OPTIONS, GET, HEAD, POST");
+    EXPECT_EQ(ask("OPTIONS", "/nope").status, 404u);
 }
 
 TEST_F(Routing, TurnsExceptionsIntoProblems) {
@@ -160,6 +170,64 @@ TEST(Caller, ReadsTheIdempotencyKeyQuotedOrBare) {
     EXPECT_EQ(ask("\"a\\\"b\\\\c\""), "a\"b\\c");
     EXPECT_EQ(ask("\""), "\"");
     EXPECT_EQ(idempotency_key(request_with({})), std::nullopt);
+}
+
+http::Request request_for(std::string query) {
+    http::Request request;
+    request.query = std::move(query);
+    return request;
+}
+
+TEST(Query, ReadsParametersByType) {
+    const Query query(request_for("metric=a+b%2Bc&quantity=1.50&limit=007&flag=false&&empty="),
+                      {"metric", "quantity", "limit", "flag", "empty", "absent"});
+    EXPECT_EQ(query.required_text("metric"), "a b+c");
+    EXPECT_EQ(query.decimal("quantity"), "1.50");
+    EXPECT_EQ(query.integer("limit", 1, 100), "7");
+    EXPECT_EQ(query.boolean("flag"), "false");
+    EXPECT_EQ(query.text("empty"), "");
+    EXPECT_EQ(query.text("absent"), std::nullopt);
+    EXPECT_EQ(query.integer("absent", 1, 2), std::nullopt);
+}
+
+TEST(Query, NamesTheParameterAtFault) {
+    const auto ask = [](std::string text) {
+        try {
+            const Query query(request_for(std::move(text)), {"n", "q", "f", "t"});
+            query.integer("n", 1, 100);
+            query.decimal("q");
+            query.boolean("f");
+            query.required_text("t");
+        } catch (const Problem &problem) {
+            return std::to_string(problem.status) + " " + problem.code + " " + problem.field;
+        }
+        return std::string("accepted");
+    };
+    EXPECT_EQ(ask("n=1&q=-1e3&f=true&t="), "accepted");
+    for (const char *n : {"0", "101", "-1", "+1", "1.0", "", "x", "1x", "99999999999999999999"})
+        EXPECT_EQ(ask(std::string("t&n=") + n), "400 invalid_type n") << n;
+    for (const char *q : {"", "x", "0x1", ".5", "1,5", "NaN", "Infinity", "%201"})
+        EXPECT_EQ(ask(std::string("t&q=") + q), "400 invalid_type q") << q;
+    for (const char *f : {"", "1", "yes", "TRUE"})
+        EXPECT_EQ(ask(std::string("t&f=") + f), "400 invalid_type f") << f;
+    EXPECT_EQ(ask(""), "400 missing_parameter t");
+    EXPECT_EQ(ask("t=1&u=2"), "400 unknown_parameter u");
+    EXPECT_EQ(ask("t=1&T=2"), "400 unknown_parameter T");
+    EXPECT_EQ(ask("t=1&n=1&t=1"), "400 duplicate_parameter t");
+    EXPECT_EQ(ask("t=a%00b"), "400 invalid_value t");
+    EXPECT_EQ(ask("t=%4"), "400 malformed_request ");
+    EXPECT_EQ(refusal([] { refuse_query(request_for("x=1")); }), "400 unknown_parameter");
+    EXPECT_EQ(refusal([] { refuse_query(request_for("")); }), "accepted");
+}
+
+TEST(Query, TakesAFlagHereOrFromTheBody) {
+    const Json json = parse_json(R"({"f": true})"), none = parse_json("{}");
+    const Members body(json, {"f"}), empty(none, {"f"});
+    EXPECT_EQ(Query(request_for(""), {"f"}).boolean("f", body), "true");
+    EXPECT_EQ(Query(request_for("f=false"), {"f"}).boolean("f", empty), "false");
+    EXPECT_EQ(Query(request_for(""), {"f"}).boolean("f", empty), std::nullopt);
+    EXPECT_EQ(refusal([&] { Query(request_for("f=true"), {"f"}).boolean("f", body); }),
+              "400 duplicate_parameter");
 }
 
 TEST(Batch, RejectsEventsOneByOne) {

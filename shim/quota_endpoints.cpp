@@ -1,0 +1,51 @@
+#include "shim/caller.hpp"
+#include "shim/decision.hpp"
+#include "shim/endpoints.hpp"
+#include "shim/query.hpp"
+
+namespace pg_billing::shim {
+
+using boost::asio::awaitable;
+
+namespace {
+
+const std::string kQuotas = std::string(R"(
+    SELECT json_build_object('tenantId', )") +
+                            kTenant + R"(, 'quotas', coalesce(json_agg(json_build_object(
+               'metric', q.metric, 'kind', q.kind, 'unit', q.unit, 'per', q.per, 'quota', q.quota, 'cap', q.cap,
+               'grace', q.grace, 'own', q.own, 'refusal', q.refusal,
+               'periodStart', CASE WHEN isfinite(q.period_start) THEN q.period_start END,
+               'periodEnd', CASE WHEN isfinite(q.period_end) THEN q.period_end END)), '[]'))::text
+      FROM billing.get_quotas()" +
+                            kTenant + ") q";
+
+const std::string kCheck =
+    decision_query(std::string("check_quota(") + kTenant + ", $1::text, coalesce($2::numeric, 1))");
+
+awaitable<http::Response> get_quotas(Database &database, const Call &call) {
+    refuse_query(call.request);
+    std::vector<Statement> statements{begin_request(call.request, "usage:read")};
+    statements.push_back({kQuotas.c_str(), {}});
+    const Rows rows = co_await database.run(std::move(statements));
+    co_return json_response(200, rows.at(0).at(0).value());
+}
+
+awaitable<http::Response> get_check(Database &database, const Call &call) {
+    std::vector<Statement> statements{begin_request(call.request, "usage:read")};
+    const Query query(call.request, {"metric", "quantity"});
+    const std::string metric = query.required_text("metric");
+    statements.push_back({kCheck.c_str(), {metric, query.decimal("quantity")}});
+    const Rows rows = co_await database.run(std::move(statements));
+    co_return decision_response(metric, rows.at(0));
+}
+
+}  // namespace
+
+void add_quota_endpoints(Router &router, Database &database) {
+    router.add("GET", "/api/billing/quotas",
+               [&database](const Call &call) { return get_quotas(database, call); });
+    router.add("GET", "/api/billing/check",
+               [&database](const Call &call) { return get_check(database, call); });
+}
+
+}  // namespace pg_billing::shim
