@@ -12,10 +12,11 @@ int time_shift;
 
 namespace {
 
-int dedup_window, event_retention, missed_events_interval, notify_timeout, rollup_interval;
+int cache_interval, dedup_window, event_retention, missed_events_interval, notify_timeout, rollup_interval;
 bool notify_private_addresses;
 char *mail_from, *notify_ca_file, *sms_body, *sms_token_file, *sms_url, *smtp_password_file, *smtp_url,
     *smtp_user;
+char *redis_password_file, *redis_prefix, *redis_url;
 int reconcile_interval, reconcile_reads, reconcile_settle;
 int stripe_concurrency, stripe_rate, stripe_stream_rate, stripe_timeout, submit_interval, webhook_retention;
 int late_usage;
@@ -31,6 +32,9 @@ const config_enum_entry kLatePolicies[] = {
 
 // In the order of their names.
 void define() {
+    DefineCustomIntVariable(
+        "pg_billing.cache_interval", "Sets the time between updates of the quota cache in Redis.", nullptr,
+        &cache_interval, 5, 1, kSecondsPerDay, PGC_SIGHUP, GUC_UNIT_S, nullptr, nullptr, nullptr);
     DefineCustomBoolVariable("pg_billing.database_workers",
                              "Starts background workers that roll up usage and submit it to Stripe.", nullptr,
                              &database_workers, true, PGC_SIGHUP, 0, nullptr, nullptr, nullptr);
@@ -88,6 +92,19 @@ void define() {
         "pg_billing.reconcile_settle", "Sets how old an hour has to be before it is compared with Stripe's.",
         "Stripe's summaries lag behind. A difference is looked at again after a twelfth of it.",
         &reconcile_settle, 60 * 60, 0, 35 * kSecondsPerDay, PGC_SUSET, GUC_UNIT_S, nullptr, nullptr, nullptr);
+    DefineCustomStringVariable("pg_billing.redis_password_file",
+                               "Names the file that holds the password of Redis.",
+                               "The file is readable by the server's user alone.", &redis_password_file, "",
+                               PGC_SIGHUP, GUC_SUPERUSER_ONLY, nullptr, nullptr, nullptr);
+    DefineCustomStringVariable(
+        "pg_billing.redis_prefix", "Sets what the names of all keys in Redis begin with.",
+        "Databases that share a Redis need one each; gateways are told the same.", &redis_prefix,
+        "q:", PGC_SIGHUP, GUC_SUPERUSER_ONLY, nullptr, nullptr, nullptr);
+    DefineCustomStringVariable(
+        "pg_billing.redis_url", "Sets the URL of the Redis that holds the quota cache.",
+        "redis://[user@]host[:port][/database], or unix:/path[?database]. Empty: there is no "
+        "quota cache.",
+        &redis_url, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY, nullptr, nullptr, nullptr);
     DefineCustomIntVariable("pg_billing.rollup_interval", "Sets the time between rollups.", nullptr,
                             &rollup_interval, 60, 1, kSecondsPerDay, PGC_SIGHUP, GUC_UNIT_S, nullptr, nullptr,
                             nullptr);

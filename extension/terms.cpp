@@ -7,9 +7,11 @@
 
 extern "C" {
 #include "access/xlog.h"
+#include "catalog/pg_type.h"
 #include "common/hashfn.h"
 #include "storage/ipc.h"
 #include "storage/shmem.h"
+#include "utils/array.h"
 #include "utils/hsearch.h"
 }
 
@@ -189,5 +191,28 @@ PG_BILLING_FUNCTION(pg_billing_quotas_changed) {
             terms::pending.tenants[terms::slot_of({VARDATA_ANY(tenant), VARSIZE_ANY_EXHDR(tenant)})] = true;
         }
         PG_RETURN_VOID();
+    });
+}
+
+// billing._quota_generations() returns the generation of all tenants' quota terms, and then that of each group of tenants.
+PG_BILLING_FUNCTION(pg_billing_quota_generations) {
+    return pg_entry([&]() -> Datum {
+        return pg_call([&] {
+            Datum numbers[1 + terms::kTenantGenerations];
+            numbers[0] = Int64GetDatum(pg_atomic_read_u64(&terms::shared->catalog));
+            for (int group = 0; group < terms::kTenantGenerations; group++)
+                numbers[1 + group] = Int64GetDatum(pg_atomic_read_u64(&terms::shared->tenants[group]));
+            PG_RETURN_ARRAYTYPE_P(construct_array(numbers, 1 + terms::kTenantGenerations, INT8OID,
+                                                  sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+        });
+    });
+}
+
+// billing._quota_group(tenant text) returns the index of the tenant's group in that array, as SQL counts.
+PG_BILLING_FUNCTION(pg_billing_quota_group) {
+    return pg_entry([&]() -> Datum {
+        const text *tenant = pg_call([&] { return PG_GETARG_TEXT_PP(0); });
+        const std::string_view name(VARDATA_ANY(tenant), VARSIZE_ANY_EXHDR(tenant));
+        PG_RETURN_INT32(2 + static_cast<int>(terms::slot_of(name)));
     });
 }

@@ -87,7 +87,7 @@ Job job_named(const std::string &name) {
         if (name == kJobNames[job])
             return static_cast<Job>(job);
     throw Failure(ERRCODE_INVALID_PARAMETER_VALUE, "unknown job \"" + name + "\"",
-                  "Jobs are rollup, stripe and notify.");
+                  "Jobs are rollup, stripe, notify and cache.");
 }
 
 void require_shared_state() {

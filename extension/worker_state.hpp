@@ -29,8 +29,8 @@ enum Lock : int { kCountersLock, kWorkersLock, kTicksLock, kStatsLock, kLockCoun
 inline constexpr const char *kWorkerStateName = "pg_billing workers";
 inline constexpr int kMaxDatabases = 256;  // databases with pg_billing in one server, not databases at all
 
-enum Job : int { kRollupJob, kStripeJob, kNotifyJob, kJobCount };
-inline constexpr const char *kJobNames[kJobCount] = {"rollup", "stripe", "notify"};
+enum Job : int { kRollupJob, kStripeJob, kNotifyJob, kCacheJob, kJobCount };
+inline constexpr const char *kJobNames[kJobCount] = {"rollup", "stripe", "notify", "cache"};
 
 struct JobState {
     pid_t pid;               // the worker running now, 0 if none

@@ -46,6 +46,7 @@ BEGIN
     PERFORM billing._install_reconcile();
     PERFORM billing._install_notifications();
     PERFORM billing._install_events();
+    PERFORM billing._install_quota_cache();
     PERFORM billing._install_api_keys();
     PERFORM billing._install_roles();
     PERFORM billing.maintain();

@@ -43,7 +43,7 @@ BEGIN
                c.relname IN ('metrics', 'plans', 'plan_metrics', 'plan_window_limits', 'metric_windows', 'price_tiers', 'plan_versions',
                              'plan_prices', 'plan_features', 'rollup_state') AS is_catalog,
                -- what tells a tenant nothing about itself is for administrators only
-               c.relname NOT IN ('stripe_outbox', 'stripe_state', 'webhook_events', 'catalog_drift', 'stripe_meter_errors', 'reconciliations', 'reconcile_steps', 'drift', 'api_keys', 'schema_version') AS readable
+               c.relname NOT IN ('stripe_outbox', 'stripe_state', 'webhook_events', 'catalog_drift', 'stripe_meter_errors', 'reconciliations', 'reconcile_steps', 'drift', 'api_keys', 'quota_cache_state', 'schema_version') AS readable
           FROM pg_class c
          WHERE c.relnamespace = 'billing'::regnamespace AND c.relkind IN ('r', 'p')
     LOOP
@@ -92,7 +92,7 @@ BEGIN
                p.proname = ANY ('{record_usage,try_consume,consume,reserve,settle,release,set_usage,void_usage,enforce_quota,record_usage_batch,create_customer,create_subscription,update_subscription,preview_subscription,cancel_subscription,resume_subscription,pause_subscription,end_trial,connect_stripe,create_checkout_session,create_portal_session,get_session_url,begin_request,receive_webhook,create_alert,delete_alert,create_channel,update_channel,delete_channel,rotate_channel_secret,test_notification,retry_notifications,refresh_invoice,compare_upcoming_invoice}') AS for_app,
                p.proname NOT LIKE '\_%' AND p.proname <> 'install'
                    OR p.proname = ANY ('{_stripe_dead_letter,_stripe_waiting,_stripe_unsubmitted,_stripe_due_hours,_stripe_hint,_adds_up,_meter_adds,_stripe_counts,_stripe_moment,_stat_notifications,_stat_webhooks,_carried,_stripe_drift,_stat_reconcile,_reads_left}') AS for_admin,
-               p.proname = ANY ('{_stat_outcomes,_stat_counters,_stat_rollups,_stat_reports,_stat_reset_at,_rollup_lag,_job_state}') AS for_monitor
+               p.proname = ANY ('{_stat_outcomes,_stat_counters,_stat_rollups,_stat_reports,_stat_reset_at,_rollup_lag,_job_state,_stat_quota_cache}') AS for_monitor
           FROM pg_proc p
           JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
           JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'pg_billing'
@@ -109,7 +109,7 @@ BEGIN
     END LOOP;
     GRANT USAGE ON SCHEMA billing TO pg_monitor;
     GRANT SELECT ON billing.stat_metrics, billing.stat_denials, billing.stat_counters, billing.stat_rollup,
-                    billing.stat_progress, billing.stat_workers TO billing_admin, pg_monitor;
+                    billing.stat_progress, billing.stat_workers, billing.stat_quota_cache TO billing_admin, pg_monitor;
     GRANT SELECT ON billing.stripe_dead_letter, billing.stripe_waiting, billing.stripe_unsubmitted,
                     billing.stat_notifications, billing.stat_webhooks, billing.stripe_drift, billing.stat_progress_reconcile
                     TO billing_admin;

@@ -74,6 +74,6 @@ CREATE FUNCTION billing._job_state(job text, OUT pid int, OUT failed_runs int, O
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pg_billing_job_state';
 
 CREATE VIEW billing.stat_workers AS
-    SELECT j.job, s.pid, s.failed_runs, s.next_run_at FROM unnest(ARRAY['rollup', 'stripe', 'notify']) j (job), billing._job_state(j.job) s;
+    SELECT j.job, s.pid, s.failed_runs, s.next_run_at FROM unnest(ARRAY['rollup', 'stripe', 'notify', 'cache']) j (job), billing._job_state(j.job) s;
 COMMENT ON VIEW billing.stat_workers IS
     'the jobs of this database''s background workers: pid while one runs, how many runs in a row have failed (of stripe: Stripe does not answer, and is tried later and later), and when the next one is due in machine time';

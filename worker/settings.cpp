@@ -23,8 +23,10 @@ bool switch_setting(const char *name) {
 }
 
 TimestampTz next_tick(Job job, TimestampTz now) {
-    const int seconds =
-        number_setting(job == kRollupJob ? "pg_billing.rollup_interval" : "pg_billing.submit_interval");
+    const char *interval = job == kRollupJob ? "pg_billing.rollup_interval" : "pg_billing.submit_interval";
+    if (job == kCacheJob && !text_setting("pg_billing.redis_url").empty())
+        interval = "pg_billing.cache_interval";
+    const int seconds = number_setting(interval);
     return TimestampTzPlusMilliseconds(now, seconds * INT64CONST(1000));
 }
 

@@ -45,13 +45,13 @@ SELECT set_eq($$SELECT proname::text FROM callable WHERE role = 'billing_app' EX
     'create_channel', 'update_channel', 'delete_channel', 'rotate_channel_secret', 'test_notification', 'retry_notifications', 'refresh_invoice', 'compare_upcoming_invoice'],
     'billing_app records and creates as well');
 SELECT set_eq($$SELECT proname::text FROM callable WHERE role = 'billing_admin' EXCEPT SELECT proname FROM callable WHERE role = 'billing_app'$$,
-    ARRAY['_stat_outcomes', '_stat_counters', '_stat_rollups', '_stat_reports', '_stat_reset_at', '_rollup_lag', '_job_state', 'stat_reset', 'set_quota', 'clear_quota', 'create_api_key', 'revoke_api_key', 'run_rollup', 'expire_reservations', 'maintain', 'prune_keys', 'run_stripe_sync', 'adopt', 'resume_stripe', 'get_top_tenants', 'get_tenants_near_quota', 'retry_failed', 'upgrade_subscribers', 'sync_plans', 'set_price', 'clear_price', 'grant_credit', 'void_credit', 'reconcile', 'repair', 'replay_webhooks',
+    ARRAY['_stat_outcomes', '_stat_counters', '_stat_rollups', '_stat_reports', '_stat_reset_at', '_rollup_lag', '_job_state', '_stat_quota_cache', 'stat_reset', 'set_quota', 'clear_quota', 'create_api_key', 'revoke_api_key', 'run_rollup', 'expire_reservations', 'maintain', 'prune_keys', 'run_stripe_sync', 'adopt', 'resume_stripe', 'get_top_tenants', 'get_tenants_near_quota', 'retry_failed', 'upgrade_subscribers', 'sync_plans', 'set_price', 'clear_price', 'grant_credit', 'void_credit', 'reconcile', 'repair', 'replay_webhooks',
     '_stripe_dead_letter', '_stripe_waiting', '_stripe_unsubmitted', '_stripe_due_hours', '_stripe_hint', '_adds_up', '_meter_adds', '_stripe_counts', '_stripe_moment', '_stat_notifications', '_stat_webhooks', '_carried', '_stripe_drift', '_stat_reconcile', '_reads_left'],
     'billing_admin administers as well');
 SELECT is_empty($$SELECT proname FROM callable WHERE role = 'billing_app' EXCEPT SELECT proname FROM callable WHERE role = 'billing_admin'$$,
     'and does all that billing_app does');
 SELECT set_eq($$SELECT DISTINCT proname::text FROM callable JOIN pg_proc p USING (proname) WHERE proname LIKE '\_%' AND p.prosecdef$$,
-    ARRAY['_rollup_lag'], 'no private function that anybody may call has raised rights, but for one that tells an age');
+    ARRAY['_rollup_lag', '_stat_quota_cache'], 'no private function that anybody may call has raised rights, but for two that tell how far workers are');
 SELECT set_eq($$SELECT p.proname::text FROM pg_proc p WHERE p.pronamespace = 'billing'::regnamespace AND p.proname NOT LIKE '\_%'
       AND p.proname NOT IN (SELECT proname FROM callable)$$, ARRAY['install'], 'only a superuser installs');
 
