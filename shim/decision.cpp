@@ -30,13 +30,16 @@ Problem denial(const std::string &metric, const std::string &reason) {
 
 // JSON is made in SQL: numbers keep every digit, and times come out as RFC 3339 has them.
 std::string decision_query(const std::string &call, bool reservation) {
-    return std::string("SELECT json_build_object(") +
-           (reservation ? "'reservationId', d.reservation_id, " : "") +
-           R"('status', d.status, 'allowed', d.allowed, 'reason', d.reason, 'used', d.used,
-                                 'quota', d.quota, 'remaining', d.remaining, 'cap', d.cap,
-                                 'resetsAt', CASE WHEN isfinite(d.resets_at) THEN d.resets_at END,
-                                 'warning', d.warning)::text,
-               d.status, d.reason, floor(d.quota)::text, floor(d.remaining)::text,
+    const std::string members =
+        R"('status', d.status, 'allowed', d.allowed, 'reason', d.reason, 'used', d.used,
+                                   'quota', d.quota, 'remaining', d.remaining, 'cap', d.cap,
+                                   'resetsAt', CASE WHEN isfinite(d.resets_at) THEN d.resets_at END,
+                                   'warning', d.warning)";
+    std::string json = "json_build_object(" + members + ")";
+    if (reservation)
+        json = "CASE WHEN d.reservation_id IS NULL THEN " + json +
+               " ELSE json_build_object('reservationId', d.reservation_id, " + members + ") END";
+    return "SELECT (" + json + R"()::text, d.status, d.reason, floor(d.quota)::text, floor(d.remaining)::text,
                CASE WHEN isfinite(d.resets_at)
                     THEN greatest(ceil(extract(epoch FROM d.resets_at - billing.now())), 0)::text END
           FROM billing.)" +

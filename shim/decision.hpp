@@ -11,7 +11,7 @@
 namespace pg_billing::shim {
 
 // Returns a query whose row decision_response() reads. The call is of a function that returns a billing.decision, or a
-// billing.reservation, whose id then leads the answer.
+// billing.reservation, whose id then leads the answer unless it is a denial.
 std::string decision_query(const std::string &call, bool reservation = false);
 
 // Answers with a decision: 200, or 201 if its status is the one that tells that something was made; 429 or 402 if it is a

@@ -37,6 +37,9 @@ void add_invoice_endpoints(Router &router, Database &database, Patience patience
 // Adds POST webhooks/stripe.
 void add_webhook_endpoint(Router &router, Database &database, const WebhookSecrets &secrets);
 
+// Adds GET /openapi.json: the description of them all.
+void add_openapi_endpoint(Router &router);
+
 // Adds GET /healthz (the process answers) and /readyz (the database does, and is installed).
 void add_health_endpoints(Router &router, Database &database);
 
