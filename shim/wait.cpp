@@ -21,8 +21,13 @@ awaitable<bool> wait_until(Patience patience, std::function<awaitable<bool>()> l
         try {
             if (co_await look())
                 co_return true;
-        } catch (const Problem &) {
+        } catch (const Problem &problem) {
+            if (problem.status < 500)
+                throw;
             // The database is away; it may be back before the time is up.
+        } catch (const PgFailure &failure) {
+            if (to_problem(failure).status < 500)
+                throw;
         }
     }
     co_return false;

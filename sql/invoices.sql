@@ -147,9 +147,9 @@ CREATE TYPE billing.invoice AS (
     hosted_invoice_url text, invoice_pdf text, created_at timestamptz, fetched_at timestamptz
 );
 
--- A tenant's invoices, or one of them.
+-- A tenant's invoices, or one of them. A plain inlined query: a page of them is read from the index.
 CREATE FUNCTION billing._invoices(own text, one text) RETURNS SETOF billing.invoice
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE AS $$
     SELECT i.stripe_invoice_id, i.number, i.status, i.billing_reason, i.currency, i.subtotal, i.total_taxes, i.total,
            i.amount_due, i.amount_paid, i.amount_remaining, i.period_start, i.period_end, i.due_date, i.attempt_count,
            i.next_payment_attempt, i.automatically_finalizes_at, i.finalized_at, i.last_finalization_error,

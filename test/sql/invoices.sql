@@ -45,6 +45,14 @@ SELECT invoice FROM billing.get_invoices('acme', 2, before => 'in_1');
 SELECT invoice FROM billing.get_invoices('acme', 2, before => 'in_5');
 SELECT invoice FROM billing.get_invoices('acme', 2, 'in_5', before => 'in_1');
 SELECT count(*) FROM billing.get_invoices('acme', 0);
+-- a page costs what is on it, however many there are
+BEGIN;
+SET LOCAL enable_seqscan = off;
+SET LOCAL enable_bitmapscan = off;
+SET LOCAL enable_sort = off;
+EXPLAIN (COSTS OFF) SELECT i.* FROM billing._invoices('acme', NULL) i
+ WHERE (i.created_at, i.invoice) < ('2030-03-02', 'in_5') ORDER BY i.created_at DESC, i.invoice DESC LIMIT 4;
+ROLLBACK;
 CALL attempt($$SELECT billing.get_invoices('acme', 4, 'in_9')$$);
 CALL attempt($$SELECT billing.get_invoices('acme', before => 'in_9')$$);
 CALL attempt($$SELECT billing.get_invoice('acme', 'in_9')$$);
