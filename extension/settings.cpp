@@ -14,8 +14,8 @@ namespace {
 
 int cache_interval, dedup_window, event_retention, missed_events_interval, notify_timeout, rollup_interval;
 bool notify_private_addresses;
-char *mail_from, *notify_ca_file, *sms_body, *sms_token_file, *sms_url, *smtp_password_file, *smtp_url,
-    *smtp_user;
+char *export_directory, *mail_from, *notify_ca_file, *sms_body, *sms_token_file, *sms_url,
+    *smtp_password_file, *smtp_url, *smtp_user;
 char *redis_password_file, *redis_prefix, *redis_url;
 int reconcile_interval, reconcile_reads, reconcile_settle;
 int stripe_concurrency, stripe_rate, stripe_stream_rate, stripe_timeout, submit_interval, webhook_retention;
@@ -46,6 +46,10 @@ void define() {
         "pg_billing.event_retention", "Sets how long usage events are kept at least.",
         "Whole days are dropped, once rolled up and submitted to Stripe. -1: kept for ever.",
         &event_retention, -1, -1, PG_INT32_MAX, PGC_SUSET, GUC_UNIT_S, nullptr, nullptr, nullptr);
+    DefineCustomStringVariable(
+        "pg_billing.export_directory", "Names the directory that usage is exported to as files.",
+        "An absolute path that the server's user may write to. Empty: no files are written.",
+        &export_directory, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY, nullptr, nullptr, nullptr);
     DefineCustomIntVariable("pg_billing.future_limit", "Sets how early an event may be.",
                             "A clock that runs ahead is forgiven this much.", &future_limit, 5 * 60, 0,
                             kSecondsPerDay, PGC_SIGHUP, GUC_UNIT_S, nullptr, nullptr, nullptr);

@@ -98,7 +98,8 @@ BEGIN
         new.stripe_meter_id := NULL;
         IF new.stripe_event_name = old.stripe_event_name THEN   -- the name is taken by the other meter
             new.stripe_event_name := CASE WHEN billing._meter_adds(new.export) THEN old.stripe_event_name || '_delta'
-                                          ELSE regexp_replace(old.stripe_event_name, '_delta$', '') END;
+                                          WHEN billing._meter_adds(old.export) THEN regexp_replace(old.stripe_event_name, '_delta$', '')
+                                          ELSE old.stripe_event_name END;
         END IF;
         UPDATE billing.plan_prices p SET stripe_price_id = NULL, stripe_active = true WHERE p.metric = new.name;
         UPDATE billing.tenant_prices p SET stripe_price_id = NULL, stripe_active = true WHERE p.metric = new.name;

@@ -35,6 +35,7 @@ BEGIN
     PERFORM billing._install_stripe();
     PERFORM billing._install_export_figures();
     PERFORM billing._install_export_deltas();
+    PERFORM billing._install_export_files();
     PERFORM billing._install_sessions();
     PERFORM billing._install_stripe_catalog();
     PERFORM billing._install_webhooks();

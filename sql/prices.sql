@@ -38,7 +38,8 @@ BEGIN
         'the prices of each version of a plan, frozen, and which price at Stripe each of them is';
 END $$;
 
--- What a plan costs by the rows that are edited. A metric without tiers has no price: it is limited, not billed.
+-- What a plan costs by the rows that are edited. A metric without tiers has no price, nor has one that others bill by files:
+-- it is limited, not billed.
 CREATE FUNCTION billing._plan_terms(plan text) RETURNS TABLE (metric text, terms jsonb)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT NULL, jsonb_build_object('currency', p.currency, 'months', coalesce(p.fee_interval_months, p.interval_months),
@@ -49,7 +50,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
            jsonb_strip_nulls(jsonb_build_object('currency', p.currency, 'months', p.interval_months, 'model', m.price_model,
                'package_size', m.package_size, 'package_round', m.package_round, 'tiers', t.tiers))
       FROM billing.plans p
-      JOIN billing.plan_metrics m ON m.plan = p.name
+      JOIN billing.plan_metrics m ON m.plan = p.name AND (SELECT x.export FROM billing.metrics x WHERE x.name = m.metric) <> 'file'
       JOIN LATERAL (SELECT jsonb_agg(jsonb_build_object('up_to', trim_scale(x.up_to), 'unit_amount', trim_scale(x.unit_amount),
                                                         'flat_amount', trim_scale(x.flat_amount)) ORDER BY x.ordinal) AS tiers
                       FROM billing.price_tiers x WHERE x.plan = m.plan AND x.metric = m.metric) t ON t.tiers IS NOT NULL

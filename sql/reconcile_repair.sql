@@ -79,6 +79,7 @@ BEGIN
     PERFORM billing._match_counters(d.tenant_id, d.metric, at, d.period_start) FROM unnest(ARRAY[d.hour, billing.now()]) at;
     IF d.kind = 'aggregate' THEN
         PERFORM billing._recompute(d.tenant_id, d.metric, d.period_start, d.hour);
+        PERFORM billing._export_hours(d.tenant_id, d.metric, d.period_start, d.hour);
     ELSE
         UPDATE billing.usage_quotas q SET used = r.ledger
          WHERE q.tenant_id = d.tenant_id AND q.metric = d.metric AND q.period_start = d.period_start;

@@ -204,12 +204,14 @@ DECLARE
     decisive text[];
     uniques text[];
     broken_down text[];
+    exported text[];
 BEGIN
     SELECT array_agg(m.name) FILTER (WHERE m.kind = 'gauge'),
            array_agg(m.name) FILTER (WHERE m.kind = 'counter' AND m.aggregation IN ('max', 'last')),
            array_agg(m.name) FILTER (WHERE m.aggregation = 'unique_count'),
-           array_agg(m.name) FILTER (WHERE m.dimensions <> '{}')
-      INTO gauges, decisive, uniques, broken_down
+           array_agg(m.name) FILTER (WHERE m.dimensions <> '{}'),
+           array_agg(m.name) FILTER (WHERE m.export = 'file')
+      INTO gauges, decisive, uniques, broken_down, exported
       FROM billing.metrics m WHERE m.name = ANY (touched);
     IF gauges IS NOT NULL THEN
         PERFORM billing._roll_up_gauges(batch, gauges);
@@ -228,5 +230,8 @@ BEGIN
     END IF;
     IF broken_down IS NOT NULL THEN
         PERFORM billing._roll_up_breakdown(batch, broken_down);
+    END IF;
+    IF exported IS NOT NULL THEN
+        PERFORM billing._roll_up_exported(batch, exported);
     END IF;
 END $$;

@@ -43,7 +43,7 @@ BEGIN
                c.relname IN ('metrics', 'plans', 'plan_metrics', 'plan_window_limits', 'metric_windows', 'price_tiers', 'plan_versions',
                              'plan_prices', 'plan_features', 'rollup_state') AS is_catalog,
                -- what tells a tenant nothing about itself is for administrators only
-               c.relname NOT IN ('stripe_outbox', 'stripe_state', 'webhook_events', 'catalog_drift', 'stripe_meter_errors', 'reconciliations', 'reconcile_steps', 'drift', 'api_keys', 'quota_cache_state', 'schema_version') AS readable
+               c.relname NOT IN ('stripe_outbox', 'stripe_state', 'webhook_events', 'catalog_drift', 'stripe_meter_errors', 'export_hours', 'export_files', 'export_lines', 'reconciliations', 'reconcile_steps', 'drift', 'api_keys', 'quota_cache_state', 'schema_version') AS readable
           FROM pg_class c
          WHERE c.relnamespace = 'billing'::regnamespace AND c.relkind IN ('r', 'p')
     LOOP

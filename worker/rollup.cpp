@@ -1,5 +1,6 @@
 // The rollup job: folds new usage into the aggregates, has reservations expire, keeps partitions ahead of time, and
-// forgets old keys.
+// forgets old keys; and writes files of the usage that is exported so.
+#include "worker/export_files.hpp"
 #include "worker/session.hpp"
 #include "worker/settings.hpp"
 
@@ -19,6 +20,7 @@ TimestampTz fold(Session &session) {
     session.transaction("rolling up usage", [&] { session.query("SELECT billing.run_rollup()"); });
     while (expire(session))
         session.serve_interrupts();
+    export_usage(session);
     return next_tick(kRollupJob, GetCurrentTimestamp());
 }
 

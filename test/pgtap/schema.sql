@@ -17,7 +17,7 @@ INSERT INTO exceptions VALUES
     ('plan_versions', 'catalogue, the same for all'), ('plan_prices', 'catalogue, the same for all'),
     ('plan_features', 'catalogue, the same for all'),
     ('schema_version', 'one row about the tables'), ('rollup_state', 'one row about the rollup'), ('stripe_state', 'one row about the database'),
-    ('reconciliations', 'one row about many tenants, or about one'),
+    ('reconciliations', 'one row about many tenants, or about one'), ('export_files', 'a file has lines of many tenants'),
     ('webhook_events', 'whose an event is becomes known only after it is stored'),
     ('catalog_drift', 'about the catalogue'), ('stripe_meter_errors', 'a report of Stripe''s is of many tenants'' usage'),
     ('tenant_roles', 'found by its role before the tenant is known; a role is one tenant'),
@@ -28,7 +28,7 @@ SELECT tables_are('billing', ARRAY(
     UNION ALL
     SELECT unnest(ARRAY['metrics', 'plans', 'plan_metrics', 'plan_window_limits', 'metric_windows', 'price_tiers', 'plan_versions', 'plan_prices', 'plan_features', 'billing_customers', 'subscriptions', 'subscription_items', 'subscription_stretches', 'tenant_prices',
         'quota_overrides', 'window_limits', 'usage_quotas', 'usage_event_keys', 'usage_events', 'reservations', 'rollup_state', 'usage_aggregates', 'usage_uniques', 'usage_breakdown', 'usage_gauge_changes', 'usage_figures', 'alert_rules', 'usage_alerts', 'notification_channels', 'notification_secrets', 'notifications',
-        'stripe_outbox', 'stripe_sessions', 'stripe_state', 'webhook_events', 'catalog_drift', 'stripe_meter_errors', 'invoices', 'invoice_lines', 'api_keys', 'audit_log', 'tenant_roles', 'schema_version', 'credit_grants', 'credit_ledger', 'invoice_comparisons', 'late_usage', 'reconciliations', 'reconcile_steps', 'drift'])),
+        'stripe_outbox', 'stripe_sessions', 'stripe_state', 'webhook_events', 'catalog_drift', 'stripe_meter_errors', 'invoices', 'invoice_lines', 'api_keys', 'audit_log', 'tenant_roles', 'schema_version', 'credit_grants', 'credit_ledger', 'invoice_comparisons', 'late_usage', 'reconciliations', 'reconcile_steps', 'drift', 'export_hours', 'export_files', 'export_lines'])),
     'these are the tables');
 
 SELECT is_empty($$SELECT relname FROM tables WHERE NOT of_tenants AND relname NOT IN (SELECT relname FROM exceptions)$$,

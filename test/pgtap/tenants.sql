@@ -37,6 +37,10 @@ SELECT tenant_id, id, 'api_calls', current_period_start, current_period_end, 1, 
 SELECT billing.reconcile('current') \g /dev/null
 INSERT INTO billing.drift (tenant_id, reconciliation_id, metric, kind, period_start, hour, found_at)
 SELECT tenant_id, 1, 'api_calls', 'quota', current_period_start, current_period_start, billing.now() FROM billing.subscriptions;
+INSERT INTO billing.export_files (number, name, first_seq, last_seq) VALUES (1, 'usage-1', 1, 2);
+INSERT INTO billing.export_lines (tenant_id, seq, file, line) SELECT t, 1, 1, '{}' FROM unnest(ARRAY['acme', 'bolt']) t;
+INSERT INTO billing.export_hours (tenant_id, metric, period_start, hour)
+SELECT tenant_id, 'api_calls', current_period_start, current_period_start FROM billing.subscriptions;
 SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing._stripe_enqueue(t, 'customer_create', '', 'POST', '/v1/customers', '{}') \g /dev/null
 SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.create_api_key(t) \g /dev/null
 SELECT billing.receive_webhook('{"id": "evt_1", "type": "invoice.paid"}') \g /dev/null
