@@ -21,7 +21,9 @@ soak() {
     cluster_start soak "${STRIPE_SETTINGS[@]}" pg_billing.stripe_timeout=1 pg_billing.stripe_rate=10000 \
         pg_billing.rollup_interval=3600 pg_billing.submit_interval=3600 max_connections=80
     sql 'CREATE EXTENSION pg_billing' && sql 'SELECT billing.install()' >/dev/null
-    sql "UPDATE billing.metrics SET export = 'delta' WHERE name = 'api_calls'"      # each metric in one mode, but not all in the same
+    # each metric in one mode, but not all in the same
+    sql "UPDATE billing.metrics SET export = CASE name WHEN 'api_calls' THEN 'delta' ELSE 'delta_stream' END
+          WHERE name IN ('api_calls', 'agent_executions')"
     shim_start
     clock_to "$(date -u -d "$START" +%s)"
     cluster_psql -q -f "$SOAK/model.sql" >/dev/null

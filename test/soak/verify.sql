@@ -259,7 +259,7 @@ CREATE VIEW soak.differences (what, which, expected, found) AS
               FROM soak.placed p JOIN soak.events e ON e.id = p.event JOIN soak.billed b ON b.stripe_id = p.stripe_id
               JOIN billing.metrics m ON m.name = e.metric AND m.kind = 'counter'
              WHERE p.sent IS NOT FALSE
-             GROUP BY 1, 2, 3, CASE m.export WHEN 'delta' THEN 0 ELSE b.id END, CASE m.export WHEN 'delta' THEN 0 ELSE p.c END
+             GROUP BY 1, 2, 3, CASE WHEN billing._meter_adds(m.export) THEN 0 ELSE b.id END, CASE WHEN billing._meter_adds(m.export) THEN 0 ELSE p.c END
              ORDER BY 1, 2, 3, max(b.id) DESC, max(p.c) DESC) h
       FULL JOIN (SELECT t.tenant_id AS tenant, m.name AS metric, (l.doc ->> 'hour')::timestamptz AS hour, (l.doc ->> 'value')::numeric AS value
                    FROM soak.loaded l JOIN billing.billing_customers t ON t.stripe_customer_id = l.doc ->> 'customer'
