@@ -57,7 +57,7 @@ BEGIN
         installation      text NOT NULL,        -- begins every idempotency key
         system_identifier bigint NOT NULL,
         database_oid      oid NOT NULL,
-        livemode          boolean,              -- of the API key that was used last; null: not known
+        livemode          boolean,              -- the mode that it submits in, as the API key told; null: not known
         missed_asked_at   timestamptz,          -- when events whose delivery failed were asked for last
         paused_reason     text                  -- not null: submission is paused until billing.resume_stripe()
     );
@@ -105,11 +105,25 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     UPDATE billing.stripe_state SET paused_reason = reason
 $$;
 
--- Notes whether the worker's key is for live mode: events of the other mode are not this database's.
+-- Takes down whether the worker's key is for live mode: events of the other mode are not this database's. What Stripe has
+-- confirmed in one mode does not exist in the other, so another key pauses submission, unless nothing is there yet.
 CREATE FUNCTION billing._stripe_note_mode(livemode boolean) RETURNS void
-LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-    UPDATE billing.stripe_state s SET livemode = $1 WHERE s.livemode IS DISTINCT FROM $1
-$$;
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    was boolean := (SELECT s.livemode FROM billing.stripe_state s);
+    modes text[] := CASE WHEN livemode THEN '{live,test}' ELSE '{test,live}' END;
+BEGIN
+    IF livemode <> was AND (EXISTS (SELECT FROM billing.metrics m WHERE num_nonnulls(m.stripe_meter_id, m.stripe_product_id) > 0)
+                            OR EXISTS (SELECT FROM billing.plans p WHERE p.stripe_product_id IS NOT NULL)
+                            OR EXISTS (SELECT FROM billing.billing_customers c WHERE c.stripe_customer_id IS NOT NULL)) THEN
+        PERFORM billing._stripe_pause(format('the API key is for %s mode, where nothing exists of what this database has made in %s mode: '
+                    'put a key for %2$s mode back and run billing.resume_stripe(); bill in %1$s mode from another database',
+                    modes[1], modes[2]));
+    ELSE
+        UPDATE billing.stripe_state s SET livemode = _stripe_note_mode.livemode
+         WHERE s.livemode IS DISTINCT FROM _stripe_note_mode.livemode AND _stripe_note_mode.livemode IS NOT NULL;
+    END IF;
+END $$;
 
 CREATE FUNCTION billing.resume_stripe() RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

@@ -364,6 +364,8 @@ TimestampTz sync_with_stripe(Session &session) {
     session.transaction("noting the API key's mode", [&] {
         session.query("SELECT billing._stripe_note_mode($1::boolean)", {live_mode(key)});
     });
+    if (not_ready())
+        return next_tick(kStripeJob, GetCurrentTimestamp());
     StripeSync(session, key).run();
     return not_ready() ? next_tick(kStripeJob, GetCurrentTimestamp()) : next_run(session);
 }

@@ -3,15 +3,7 @@
 # makes there is its own, and bills by the hours here as by the seconds there. And a tenant that comes to Stripe later.
 source "$(dirname "$0")/../lib/e2e.sh"
 source "$LIB/clock.sh"
-
-fault() { sandbox POST /_sandbox/faults -d "$1" >/dev/null; }
-stripe_id() { sql "SELECT stripe_subscription_id FROM billing.subscriptions WHERE tenant_id = '$1' ORDER BY id LIMIT 1"; }
-invoices() { sandbox GET "/v1/invoices?subscription=$(stripe_id "$1")&limit=100" | jq -c "$2"; }
-told() { sql "SELECT string_agg(concat_ws(' ', quantity, amount), ', ' ORDER BY amount, quantity) FROM billing.get_upcoming_invoice('$1')"; }
-previewed() {
-    sandbox POST /v1/invoices/create_preview -d "subscription=$(stripe_id "$1")" |
-        jq -r '[.lines.data[] | [.amount, (.quantity_decimal | tonumber)]] | sort | map("\(.[1]) \(.[0])") | join(", ")'
-}
+source "$LIB/subscriptions.sh"
 
 sandbox_start
 cluster_start main "${STRIPE_SETTINGS[@]}" pg_billing.stripe_timeout=2 pg_billing.rollup_interval=3600 log_statement=all

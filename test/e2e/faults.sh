@@ -141,8 +141,22 @@ for wrong in sk_test_invalid rk_test_readonly; do
     agree "$wrong"
 done
 
-## A Stripe that is not there
+## A key of the other mode, where nothing of ours exists
+use 10
 calls() { sandbox GET /_sandbox/requests | jq length; }
+before=$(calls)
+rekey sk_live_pg_billing
+sync >/dev/null 2>&1
+like 'a key of live mode pauses submission, which says how to go on' "$(sync 2>&1)" 'put a key for test mode back and run billing.resume_stripe'
+sql 'SELECT billing.resume_stripe()'
+like 'and again, as long as it is there' "$(sync 2>&1)" 'the API key is for live mode'
+is 'nothing is asked with it' "$(calls)" "$before"
+rekey sk_test_pg_billing
+sql 'SELECT billing.resume_stripe()'
+ok 'put back, submission is resumed' sync
+agree 'a key of the other mode'
+
+## A Stripe that is not there
 mark
 cluster_reload main pg_billing.stripe_api_base=https://stripe.invalid
 use 10

@@ -2,10 +2,9 @@
 # Upgrades, downgrades, cancellations and resumptions while Stripe refuses, fails, hangs and hangs up, and a worker is
 # killed: at the end each wish has taken effect once, and what was used before is billed at the old prices.
 source "$(dirname "$0")/../lib/e2e.sh"
+source "$LIB/subscriptions.sh"
 
-fault() { sandbox POST /_sandbox/faults -d "$1" >/dev/null; }
 true_in_sql() { [ "$(sql "SELECT $1")" = t ]; }
-stripe_id() { sql "SELECT stripe_subscription_id FROM billing.subscriptions WHERE tenant_id = '$1' ORDER BY id LIMIT 1"; }
 # at_stripe TENANT FILTER: the tenant's first subscription there.
 at_stripe() { sandbox GET "/v1/subscriptions/$(stripe_id "$1")" | jq -r "$2"; }
 PLAN='.items.data | map(.price.lookup_key) | map(select(test("_month$"))) | sort | .[0:1][] | split("_")[1]'

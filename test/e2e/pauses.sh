@@ -3,15 +3,8 @@
 # before and after is, and the upcoming invoice told here is Stripe's preview, line by line.
 source "$(dirname "$0")/../lib/e2e.sh"
 source "$LIB/clock.sh"
+source "$LIB/subscriptions.sh"
 
-fault() { sandbox POST /_sandbox/faults -d "$1" >/dev/null; }
-stripe_id() { sql "SELECT stripe_subscription_id FROM billing.subscriptions WHERE tenant_id = '$1' ORDER BY id LIMIT 1"; }
-invoices() { sandbox GET "/v1/invoices?subscription=$(stripe_id "$1")&limit=100" | jq -c "$2"; }
-told() { sql "SELECT string_agg(concat_ws(' ', quantity, amount), ', ' ORDER BY amount, quantity) FROM billing.get_upcoming_invoice('$1')"; }
-previewed() {
-    sandbox POST /v1/invoices/create_preview -d "subscription=$(stripe_id "$1")" |
-        jq -r '[.lines.data[] | [.amount, (.quantity_decimal | tonumber)]] | sort | map("\(.[1]) \(.[0])") | join(", ")'
-}
 statuses() { sql "SELECT string_agg(tenant_id || ' ' || status, ', ' ORDER BY id) FROM billing.subscriptions"; }
 all_heard() { sync_stripe && [ "$(statuses)" = "$1" ]; }
 faults() {

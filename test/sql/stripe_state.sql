@@ -36,6 +36,21 @@ SELECT billing._stripe_ready();
 CALL attempt($$SELECT billing.run_stripe_sync('1 second')$$);
 SELECT billing.resume_stripe();
 SELECT billing._stripe_ready() IS NULL AS ready;
+-- a key of the other mode: unless nothing has been made yet, where nothing is known of what was
+CREATE FUNCTION mode_of_key(live boolean) RETURNS TABLE (livemode boolean, reason text) LANGUAGE sql AS
+    'SELECT billing._stripe_note_mode(live); SELECT s.livemode, billing._stripe_ready() FROM billing.stripe_state s';
+SELECT * FROM mode_of_key(NULL);
+SELECT * FROM mode_of_key(false);
+SELECT * FROM mode_of_key(true);
+UPDATE billing.billing_customers SET stripe_customer_id = 'cus_1' WHERE tenant_id = 'acme';
+SELECT * FROM mode_of_key(true);
+SELECT * FROM mode_of_key(NULL);
+SELECT * FROM mode_of_key(false);
+-- resumed without the key put back, it is paused at once again
+SELECT billing.resume_stripe();
+SELECT * FROM mode_of_key(false);
+SELECT billing.resume_stripe();
+SELECT * FROM mode_of_key(true);
 ALTER SYSTEM RESET pg_billing.stripe_api_key_file;
 SELECT pg_reload_conf();
 \c -
