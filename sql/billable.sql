@@ -67,7 +67,10 @@ BEGIN
     IF m.kind = 'counter' THEN
         RETURN billing._used(own, what, lower(period));
     END IF;
-    RETURN trim_scale(round(billing._gauge_over(own, what, lower(period), upper(period), m.aggregation = 'max'), m.scale));
+    -- a level, which has no hour of its own: one that two subscriptions share counts in both
+    RETURN trim_scale(round(billing._gauge_over(own, what, CASE WHEN lower(period) = date_trunc('second', lower(period))
+                                                                THEN date_trunc('hour', lower(period), 'UTC') ELSE lower(period) END,
+                                                upper(period), m.aggregation = 'max'), m.scale));
 END $$;
 
 CREATE FUNCTION billing.get_billable_usage(tenant_id text, metric text, period text DEFAULT 'current') RETURNS numeric

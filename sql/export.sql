@@ -26,36 +26,49 @@ CREATE FUNCTION billing._stripe_moment(hour timestamptz, period_start timestampt
 RETURNS timestamptz
 LANGUAGE sql STABLE AS $$
     SELECT CASE WHEN $4 > $1 THEN least($4 + interval '1 minute', $1 + interval '59 minutes 59 seconds')
-                WHEN $1 = $2 THEN $1 + greatest($3, '0') + interval '1 second'
+                WHEN $1 = date_trunc('hour', $2, 'UTC') THEN $1 + greatest($3, '0') + interval '1 second'
                 ELSE $1 + interval '1 second' END
 $$;
 
 -- The hours whose total Stripe has not confirmed.
 CREATE FUNCTION billing._stripe_due_hours()
 RETURNS TABLE (tenant_id text, metric text, period_start timestamptz, hour timestamptz, quantity numeric,
-               value numeric, at timestamptz, stripe_customer_id text, stripe_event_name text, export text)
+               value numeric, at timestamptz, stripe_customer_id text, stripe_event_name text, export text, subscription_id bigint)
 LANGUAGE sql STABLE AS $$
     SELECT a.tenant_id, a.metric, a.period_start, a.hour, a.quantity,
            a.quantity - CASE WHEN billing._meter_adds(m.export) AND a.submitted IS NOT NULL THEN a.submitted
                              WHEN i.since > a.hour THEN i.counted ELSE 0 END
                + billing._carried(a.tenant_id, a.metric, a.hour, i.since),
            billing._stripe_moment(a.hour, a.period_start, s.stripe_offset, i.since), c.stripe_customer_id, m.stripe_event_name,
-           m.export
+           m.export, s.id
       FROM billing.usage_aggregates a
       JOIN billing.metrics m ON m.name = a.metric AND billing._adds_up(m.kind, m.aggregation)
       JOIN billing.billing_customers c ON c.tenant_id = a.tenant_id AND c.stripe_deleted_at IS NULL
-      JOIN billing.subscriptions s ON s.tenant_id = a.tenant_id AND s.anchor <= a.period_start
+      JOIN billing.subscriptions s ON s.tenant_id = a.tenant_id AND greatest(s.anchor, s.starts) <= a.period_start
            AND billing._stripe_counts(s.stripe_status, s.ended_at)
-           -- usage of a pause, whose period does not begin on the hour, is not billed
-           AND a.period_start = date_trunc('hour', a.period_start, 'UTC')
-           -- one that has ended here: the usage of its own periods
+           -- usage of a pause, whose period does not begin on a second, is not billed
+           AND a.period_start = date_trunc('second', a.period_start)
+           -- one that has ended here: the usage of its own periods, but for hours that the next one has at Stripe, whose
+           -- total this one's would overwrite
            AND (s.ended_at IS NULL
                 OR a.hour < s.ended_at
-                   AND a.period_start = lower(billing._period_at(s.anchor, s.interval_months, s.timezone, a.hour)))
+                   AND a.period_start = lower(billing._period_from(s.starts, billing._period_at(s.anchor, s.interval_months, s.timezone, a.hour)))
+                   AND NOT EXISTS (SELECT FROM billing.subscriptions n
+                                    WHERE n.tenant_id = s.tenant_id AND n.id > s.id AND n.stripe_subscription_id IS NOT NULL
+                                      AND a.hour >= date_trunc('hour', n.starts, 'UTC')))
       JOIN billing.subscription_items i ON i.tenant_id = s.tenant_id AND i.subscription_id = s.id AND i.metric = a.metric
            -- what is older than a price, Stripe has billed or never will
            AND (i.since IS NULL OR a.hour >= date_trunc('hour', i.since, 'UTC'))
      WHERE a.submitted IS DISTINCT FROM a.quantity AND NOT a.blocked
+$$;
+
+-- Whether an event of a subscription has to wait: in an hour that an earlier one's last invoice bills it would take that
+-- one's place, until the invoice is final, an hour after that one's end at Stripe.
+CREATE FUNCTION billing._stripe_held(tenant text, subscription bigint, at timestamptz) RETURNS boolean
+LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (SELECT FROM billing.subscriptions o
+                    WHERE o.tenant_id = $1 AND o.id < $2 AND o.stripe_ended_at > date_trunc('hour', $3, 'UTC')
+                      AND o.stripe_ended_at > billing.now() - interval '1 hour')
 $$;
 
 -- Whether usage of a tenant and metric may be sent: nothing of it is under way, nor a change of what it is billed at, and
@@ -93,6 +106,7 @@ BEGIN
     END IF;
     SELECT h.* INTO d FROM billing._stripe_due_hours() h
      WHERE h.tenant_id = tenant AND h.metric = what AND h.at <= billing.now() + interval '1 minute'
+       AND NOT billing._stripe_held(h.tenant_id, h.subscription_id, h.at)
      ORDER BY h.hour LIMIT 1;
     IF FOUND THEN
         PERFORM billing._stripe_enqueue_usage(tenant, what, d.stripe_event_name, d.stripe_customer_id, d.value, d.at,

@@ -55,16 +55,26 @@ LANGUAGE sql STABLE AS $$
      WHERE c.changed_at IS NOT NULL AND f.submitted IS DISTINCT FROM v.figure
 $$;
 
--- Plans a figure, as of a moment: in the hour before it, but after a change of its price.
+-- When Stripe is told that a figure as of a time was: in the hour before it, but after a change of its price.
+CREATE FUNCTION billing._figure_moment(tenant text, subscription bigint, what text, period_start timestamptz, at timestamptz)
+RETURNS timestamptz
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT billing._stripe_moment(date_trunc('hour', $5 - interval '1 microsecond', 'UTC'), $4, s.stripe_offset, i.since)
+      FROM billing.subscriptions s
+      JOIN billing.subscription_items i ON i.tenant_id = s.tenant_id AND i.subscription_id = s.id AND i.metric = $3
+     WHERE s.tenant_id = $1 AND s.id = $2
+$$;
+
+-- Plans a figure as of a time.
 CREATE FUNCTION billing._stripe_plan_figure(tenant text, subscription bigint, what text, period_start timestamptz,
                                             at timestamptz, figure numeric) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     SELECT billing._stripe_enqueue_usage($1, $3, m.stripe_event_name, c.stripe_customer_id,
                $6 - CASE WHEN i.since > $4 THEN i.counted ELSE 0 END,
-               billing._stripe_moment(date_trunc('hour', $5 - interval '1 microsecond', 'UTC'), $4, s.stripe_offset, i.since),
+               billing._figure_moment($1, $2, $3, $4, $5),
                jsonb_build_object('period_start', $4, 'subscription_id', $2, 'figure', $6))
-      FROM billing.subscriptions s, billing.subscription_items i, billing.metrics m, billing.billing_customers c
-     WHERE s.tenant_id = $1 AND s.id = $2 AND i.tenant_id = $1 AND i.subscription_id = $2 AND i.metric = $3
+      FROM billing.subscription_items i, billing.metrics m, billing.billing_customers c
+     WHERE i.tenant_id = $1 AND i.subscription_id = $2 AND i.metric = $3
        AND m.name = $3 AND c.tenant_id = $1
 $$;
 
@@ -85,7 +95,7 @@ BEGIN
               JOIN billing.subscriptions s ON s.tenant_id = i.tenant_id AND s.id = i.subscription_id
                    AND i.figures <> tstzrange(s.current_period_start, s.current_period_end)
                    AND s.current_period_start >= s.anchor AND s.current_period_start <= billing.now()
-                   AND s.current_period_start = date_trunc('hour', s.current_period_start, 'UTC')   -- no pause
+                   AND s.current_period_start = date_trunc('second', s.current_period_start)   -- no pause
                    AND (s.ended_at IS NULL OR s.ended_at > s.current_period_start)
              WHERE NOT billing._adds_up(m.kind, m.aggregation)
         ), noted AS (
@@ -114,7 +124,9 @@ BEGIN
     PERFORM billing._begin_figures();
     IF changing <> '{}' THEN
         FOR f IN SELECT * FROM billing._stripe_closing_figures() c ORDER BY c.tenant_id, c.metric LOOP
-            IF billing._stripe_usage_free(f.tenant_id, f.metric) THEN
+            IF billing._stripe_usage_free(f.tenant_id, f.metric)
+               AND NOT billing._stripe_held(f.tenant_id, f.subscription_id, billing._figure_moment(f.tenant_id, f.subscription_id,
+                                                                                f.metric, f.period_start, f.closed_at)) THEN
                 PERFORM billing._stripe_plan_figure(f.tenant_id, f.subscription_id, f.metric, f.period_start,
                                                     f.closed_at, f.figure);
                 looked_at := looked_at + 1;
@@ -135,7 +147,9 @@ BEGIN
            AND x.tenant_id <> ALL (changing)
          ORDER BY x.due_at, x.tenant_id, x.metric LIMIT stock FOR UPDATE OF x SKIP LOCKED
     LOOP
-        CONTINUE WHEN NOT billing._stripe_usage_free(f.tenant_id, f.metric);    -- an earlier period of it was due, too
+        CONTINUE WHEN NOT billing._stripe_usage_free(f.tenant_id, f.metric)     -- an earlier period of it was due, too
+                      OR billing._stripe_held(f.tenant_id, f.subscription_id, billing._figure_moment(f.tenant_id,
+                             f.subscription_id, f.metric, f.period_start, least(f.ends, billing.now())));
         IF f.counts THEN
             figure := CASE WHEN f.ends < f.period_end
                            THEN billing._figure_closed(f.tenant_id, f.metric, tstzrange(f.period_start, f.period_end), f.ends)

@@ -121,10 +121,10 @@ END $$;
 COMMENT ON FUNCTION billing.cancel_subscription(text, boolean, boolean, boolean) IS
     'ends a tenant''s subscription with its period, or else at once: then Stripe bills what was used until now, unless invoice_now is false, and gives nothing of the flat fee back, unless prorate is true. Afterwards the tenant has no subscription, and may get another one. Raises UB010, UB036, UB038, UB040';
 
--- When a pause that begins now begins: never on the hour, by which its periods are told from those that are billed.
+-- When a pause that begins now begins: never on a whole second, by which its periods are told from those that are billed.
 CREATE FUNCTION billing._pause_from() RETURNS timestamptz
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT greatest(billing.now(), date_trunc('hour', billing.now(), 'UTC') + interval '1 microsecond')
+    SELECT greatest(billing.now(), date_trunc('second', billing.now()) + interval '1 microsecond')
 $$;
 
 CREATE FUNCTION billing.pause_subscription(tenant_id text, credit_unused boolean DEFAULT true) RETURNS void
@@ -173,7 +173,7 @@ BEGIN
                          AND o.state IN ('waiting', 'sending') AND o.attempts > 0 AND o.path LIKE '%/pause') THEN
             s.anchor := date_trunc('hour', billing.now(), 'UTC');
         END IF;
-        period := billing._period_at(s.anchor, s.interval_months, s.timezone, billing.now());
+        period := billing._period_from(s.starts, billing._period_at(s.anchor, s.interval_months, s.timezone, billing.now()));
         s.current_period_start := lower(period);
         s.current_period_end := upper(period);
     END IF;
@@ -206,14 +206,14 @@ BEGIN
         s.trial_end := billing.now();
         s.anchor := date_trunc('hour', billing.now(), 'UTC');
         s.status := CASE was.status WHEN 'trialing' THEN 'active' ELSE was.status END;
-        period := billing._period_at(s.anchor, s.interval_months, s.timezone, billing.now());
+        period := billing._period_from(s.starts, billing._period_at(s.anchor, s.interval_months, s.timezone, billing.now()));
         s.current_period_start := lower(period);
         s.current_period_end := upper(period);
     END IF;
     PERFORM billing._keep_trial(to_jsonb(s));
     UPDATE billing.subscriptions x
        SET trial_end = s.trial_end, anchor = s.anchor, status = s.status,
-           trial_start = nullif(s.trial_start, s.anchor),      -- one that ends in its first hour was none
+           trial_start = CASE WHEN s.trial_start < s.anchor THEN s.trial_start END,     -- one that ends in its first hour was none
            current_period_start = s.current_period_start, current_period_end = s.current_period_end
      WHERE x.tenant_id = was.tenant_id AND x.id = was.id
     RETURNING * INTO s;
@@ -260,7 +260,7 @@ BEGIN
     IF (was.trial_end > billing.now()) IS NOT TRUE THEN
         PERFORM billing._close_stretch(to_jsonb(was), was.anchor);
         s.anchor := date_trunc('hour', billing.now(), 'UTC');
-        period := billing._period_at(s.anchor, s.interval_months, s.timezone, billing.now());
+        period := billing._period_from(s.starts, billing._period_at(s.anchor, s.interval_months, s.timezone, billing.now()));
         s.current_period_start := lower(period);
         s.current_period_end := upper(period);
     END IF;

@@ -61,7 +61,7 @@ LANGUAGE sql STABLE AS $$
            END,
            s.plan, coalesce(s.timezone, c.timezone),
            CASE WHEN m.kind = 'gauge' THEN tstzrange('-infinity', 'infinity') ELSE t.billing_period END,
-           tstzrange(greatest(lower(t.billing_period), e.since, CASE WHEN l.grace_until <= $3 THEN l.grace_until END,
+           tstzrange(greatest(least(lower(t.billing_period), $3), e.since, CASE WHEN l.grace_until <= $3 THEN l.grace_until END,
                               CASE WHEN t.past_due_until <= $3 THEN t.past_due_until END),
                      least(upper(t.billing_period), e.until, CASE WHEN l.grace_until > $3 THEN l.grace_until END,
                            CASE WHEN t.past_due_until > $3 THEN t.past_due_until END)),
@@ -88,10 +88,10 @@ LANGUAGE sql STABLE AS $$
                           FROM billing._period_at(f.anchor, s.interval_months, f.timezone, $3) y)
                     WHEN f.starts IS NOT NULL THEN tstzrange(f.starts, f.ends)
                     WHEN s.paused_at <= $3 THEN billing._period_at(s.paused_at, s.interval_months, s.timezone, $3)
-                    WHEN $3 >= s.current_period_start AND $3 < s.current_period_end
+                    WHEN $3 >= date_trunc('hour', s.current_period_start, 'UTC') AND $3 < s.current_period_end
                         THEN tstzrange(s.current_period_start, s.current_period_end)
                     WHEN s.tenant_id IS NOT NULL
-                        THEN billing._period_at(s.anchor, s.interval_months, s.timezone, $3)
+                        THEN billing._period_from(s.starts, billing._period_at(s.anchor, s.interval_months, s.timezone, $3))
                     ELSE billing._period_at(timestamp '2000-01-01' AT TIME ZONE c.timezone, 1, c.timezone, $3)
                END AS billing_period) t
       LEFT JOIN billing.usage_alerts a

@@ -54,14 +54,14 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 
 -- The usage beyond a plan's allowance, and its share of what all of it costs the tenant: nothing in a trial or a pause, whose
--- period does not begin on the hour.
+-- period does not begin on a second.
 CREATE FUNCTION billing._overage(own text, what text, period text, OUT quantity numeric, OUT cost numeric)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     used numeric := billing.get_billable_usage(own, what, period);
     p record;
 BEGIN
-    SELECT m.allowance, w.terms, y.starts = s.trial_start OR y.starts <> date_trunc('hour', y.starts, 'UTC') AS free INTO p
+    SELECT m.allowance, w.terms, y.starts = s.trial_start OR y.starts <> date_trunc('second', y.starts) AS free INTO p
       FROM (SELECT lower(billing._billing_period(own, what, _overage.period)) AS starts) y, billing.subscriptions s
       JOIN billing.plan_metrics m ON m.plan = s.plan AND m.metric = what
       LEFT JOIN LATERAL billing._prices_of(s.tenant_id, s.plan, s.plan_version) w ON w.metric = m.metric

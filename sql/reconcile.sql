@@ -79,7 +79,7 @@ CREATE FUNCTION billing._subscription_period(tenant_id text, subscription_id big
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE WHEN f.anchor IS NOT NULL THEN tstzrange(lower(y.period), least(upper(y.period), f.ends))
                 WHEN f.starts IS NOT NULL THEN tstzrange(f.starts, f.ends)
-                ELSE billing._period_at(s.anchor, s.interval_months, s.timezone, $3) END
+                ELSE billing._period_from(s.starts, billing._period_at(s.anchor, s.interval_months, s.timezone, $3)) END
       FROM billing.subscriptions s
       LEFT JOIN billing.subscription_stretches f
              ON f.tenant_id = s.tenant_id AND f.subscription_id = s.id AND f.starts <= $3 AND f.ends > $3
@@ -92,7 +92,7 @@ CREATE FUNCTION billing._period_of(tenant_id text, at timestamptz) RETURNS TABLE
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT s.id, billing._subscription_period(s.tenant_id, s.id, $2)
       FROM billing.subscriptions s
-     WHERE s.tenant_id = $1 AND date_trunc('hour', s.created_at, 'UTC') <= $2 AND (s.ended_at IS NULL OR s.ended_at > $2)
+     WHERE s.tenant_id = $1 AND s.starts <= $2 AND (s.ended_at IS NULL OR greatest(s.ended_at, s.starts + interval '1 second') > $2)
      ORDER BY s.id DESC LIMIT 1
 $$;
 
@@ -203,7 +203,7 @@ BEGIN
                 jsonb_build_object('reconciliation', s.reconciliation_id, 'kind', s.kind, 'metric', s.metric,
                                    'starts', s.starts, 'by_hour', by_hour))
        FROM (SELECT 'meter_summary' AS kind, format('/v1/billing/meters/%s/event_summaries', m.stripe_meter_id) AS path,
-                    jsonb_build_object('start_time', extract(epoch FROM s.starts)::bigint,
+                    jsonb_build_object('start_time', extract(epoch FROM date_trunc('hour', s.starts, 'UTC'))::bigint,
                                        'end_time', extract(epoch FROM s.until)::bigint)
                     || CASE WHEN by_hour THEN '{"value_grouping_window": "hour"}'::jsonb ELSE '{}' END AS params
                FROM billing.metrics m WHERE s.kind = 'meter' AND m.name = s.metric

@@ -12,9 +12,10 @@ RETURNS TABLE (metric text, kind text, period_start timestamptz, hour timestampt
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET jit = off AS $$
 DECLARE
     tail billing._batch := billing._tail();
+    first timestamptz := date_trunc('hour', starts, 'UTC');
     early interval := billing._duration('pg_billing.future_limit');
     -- no earlier tick holds events of the period
-    since timestamptz := billing._closed_by(starts - early);
+    since timestamptz := billing._closed_by(first - early);
     kept_from timestamptz := '-infinity';
 BEGIN
     IF billing._duration('pg_billing.event_retention') >= interval '0' THEN
@@ -31,7 +32,7 @@ BEGIN
                e.quantity, e.void_reason, e.occurred_at, e.recorded_at, e.properties ->> m.unique_property AS value
           FROM billing.usage_events e JOIN billing.metrics m ON m.name = e.metric
          WHERE e.tenant_id = own AND e.tick >= since AND NOT billing._in_batch(e.tick, tail)
-           AND e.occurred_at >= starts AND e.occurred_at < ends
+           AND e.occurred_at >= first AND e.occurred_at < ends
     ), counted AS (
         SELECT e.metric, e.period_start, e.hour,
                CASE WHEN e.kind = 'gauge' THEN sum(e.quantity)
@@ -46,7 +47,7 @@ BEGIN
                coalesce(c.hour, a.hour) AS hour, c.quantity AS ledger, a.quantity AS aggregated
           FROM counted c
           FULL JOIN (SELECT a.* FROM billing.usage_aggregates a JOIN billing.metrics m ON m.name = a.metric
-                      WHERE a.tenant_id = own AND a.hour >= starts AND a.hour < ends AND m.aggregation <> 'unique_count') a
+                      WHERE a.tenant_id = own AND a.hour >= first AND a.hour < ends AND m.aggregation <> 'unique_count') a
             ON a.metric = c.metric AND a.period_start = c.period_start AND a.hour = c.hour
     ), uniques AS (
         -- a value counts in the hour that the rollup met it in: only the period as a whole can be recounted
@@ -86,6 +87,8 @@ CREATE FUNCTION billing._meter_hours(own text, what text, starts timestamptz, en
 RETURNS TABLE (hour timestamptz, period_start timestamptz, ledger numeric, submitted numeric, due boolean, sent numeric,
                settled boolean)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET jit = off AS $$
+DECLARE
+    first timestamptz := date_trunc('hour', starts, 'UTC');
 BEGIN
     RETURN QUERY
     WITH told AS (
@@ -104,7 +107,7 @@ BEGIN
           LEFT JOIN (SELECT d.period_start, d.hour FROM billing._stripe_due_hours() d
                       WHERE d.tenant_id = own AND d.metric = what) h
                  ON h.hour = a.hour AND h.period_start = a.period_start
-         WHERE a.tenant_id = own AND a.metric = what AND a.hour >= starts AND a.hour < ends
+         WHERE a.tenant_id = own AND a.metric = what AND a.hour >= first AND a.hour < ends
          GROUP BY a.hour
     )
     SELECT coalesce(u.hour, t.hour), coalesce(u.period_start, starts), u.quantity, u.submitted, coalesce(u.due, false),
@@ -113,7 +116,7 @@ BEGIN
            AND NOT EXISTS (SELECT FROM billing.stripe_outbox o
                             WHERE o.tenant_id = own AND o.kind = 'meter_event' AND o.subject = what
                               AND o.state IN ('waiting', 'sending'))
-      FROM used u FULL JOIN (SELECT * FROM told x WHERE x.hour >= starts AND x.hour < ends) t ON t.hour = u.hour;
+      FROM used u FULL JOIN (SELECT * FROM told x WHERE x.hour >= first AND x.hour < ends) t ON t.hour = u.hour;
 END $$;
 
 -- Writes down a difference that this reconciliation has found, as it is now.
@@ -229,10 +232,22 @@ BEGIN
     PERFORM billing._reconcile_done(to_jsonb(s), '{unsent,stripe}');
 END $$;
 
--- Whether a line is of a stretch of a period. Stripe's periods may begin amid the hour in which ours do.
-CREATE FUNCTION billing._line_within(line_start timestamptz, line_end timestamptz, starts timestamptz, ends timestamptz)
-RETURNS boolean
-LANGUAGE sql STABLE AS $$ SELECT date_trunc('hour', $1, 'UTC') >= $3 AND date_trunc('hour', $2, 'UTC') <= $4 $$;
+-- The invoice lines for stretches of a period, of the subscription whose it is. Stripe's periods may begin amid the hour in
+-- which ours do.
+CREATE FUNCTION billing._period_lines(own text, starts timestamptz, ends timestamptz)
+RETURNS TABLE (stripe_invoice_id text, metric text, quantity numeric, period_end timestamptz, stripe_price_id text,
+               finalized_at timestamptz)
+LANGUAGE sql STABLE AS $$
+    SELECT l.stripe_invoice_id, l.metric, l.quantity, l.period_end, l.stripe_price_id, i.finalized_at
+      FROM billing.invoice_lines l
+      JOIN billing.invoices i USING (tenant_id, stripe_invoice_id)
+      LEFT JOIN (SELECT s.stripe_subscription_id FROM billing._period_of($1, $2) p
+                   JOIN billing.subscriptions s ON s.tenant_id = $1 AND s.id = p.subscription_id) s ON true
+     WHERE l.tenant_id = $1 AND l.metric IS NOT NULL
+       AND date_trunc('hour', l.period_start, 'UTC') >= date_trunc('hour', $2, 'UTC')
+       AND date_trunc('hour', l.period_end, 'UTC') <= $3
+       AND coalesce(i.stripe_subscription_id = s.stripe_subscription_id, true)
+$$;
 
 -- What a period comes to here and on its invoices, per metric that adds up: usage that was sent, or refused, against the
 -- lines of final invoices for stretches of that period. Late usage of it is billed elsewhere, and that of others here:
@@ -242,13 +257,11 @@ CREATE FUNCTION billing._invoiced(own text, starts timestamptz, ends timestamptz
 RETURNS TABLE (metric text, ledger numeric, sent numeric, priced numeric, expected numeric, invoiced numeric)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     WITH lines AS (
-        SELECT l.metric, sum(l.quantity) AS quantity, bool_or(date_trunc('hour', l.period_end, 'UTC') >= least($3, e.ended_at)) AS closing
-          FROM billing.invoice_lines l
-          JOIN billing.invoices i USING (tenant_id, stripe_invoice_id)
-         CROSS JOIN (SELECT max(s.ended_at) AS ended_at FROM billing.subscriptions s
-                      WHERE s.tenant_id = $1 AND s.created_at < $3 AND s.ended_at > $2) e
-         WHERE l.tenant_id = $1 AND l.metric IS NOT NULL AND billing._line_within(l.period_start, l.period_end, $2, $3)
-           AND i.finalized_at IS NOT NULL
+        SELECT l.metric, sum(l.quantity) AS quantity, bool_or(date_trunc('hour', l.period_end, 'UTC') >= date_trunc('hour', least($3, e.ended_at), 'UTC')) AS closing
+          FROM billing._period_lines($1, $2, $3) l
+         CROSS JOIN (SELECT max(s.ended_at) AS ended_at FROM billing._period_of($1, $2) p
+                       JOIN billing.subscriptions s ON s.tenant_id = $1 AND s.id = p.subscription_id) e
+         WHERE l.finalized_at IS NOT NULL
          GROUP BY l.metric
     ), used AS (
         SELECT a.metric, sum(a.quantity) AS quantity, sum(a.submitted) AS submitted
@@ -263,14 +276,12 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
       LEFT JOIN used u ON u.metric = m.name
       CROSS JOIN LATERAL (
            SELECT sum(x.quantity) FILTER (WHERE x.period_start = $2) AS gone,
-                  sum(x.quantity) FILTER (WHERE x.hour >= $2 AND x.hour < $3) AS come
+                  sum(x.quantity) FILTER (WHERE x.hour >= date_trunc('hour', $2, 'UTC') AND x.hour < $3) AS come
              FROM billing.late_usage x WHERE x.tenant_id = $1 AND x.metric = m.name) late
      WHERE billing._adds_up(m.kind, m.aggregation)
        AND (l.metric IS NOT NULL OR u.metric IS NOT NULL)
        AND (SELECT bool_or(x.closing) FROM lines x)
-       AND NOT EXISTS (SELECT FROM billing.invoice_lines d JOIN billing.invoices i USING (tenant_id, stripe_invoice_id)
-                        WHERE d.tenant_id = $1 AND d.metric IS NOT NULL AND billing._line_within(d.period_start, d.period_end, $2, $3)
-                          AND i.finalized_at IS NULL)
+       AND NOT EXISTS (SELECT FROM billing._period_lines($1, $2, $3) d WHERE d.finalized_at IS NULL)
        AND NOT EXISTS (SELECT FROM billing.stripe_outbox o
                         WHERE o.tenant_id = $1 AND o.kind = 'invoice_lines' AND o.state IN ('waiting', 'sending'))
 $$;

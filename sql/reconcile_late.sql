@@ -44,7 +44,7 @@ $$;
 CREATE FUNCTION billing._late_usage_in(tenant_id text, metric text, period tstzrange) RETURNS numeric
 LANGUAGE sql STABLE AS $$
     SELECT coalesce(sum(l.quantity), 0) FROM billing.late_usage l
-     WHERE l.tenant_id = $1 AND l.metric = $2 AND l.hour >= lower($3) AND l.hour < upper($3)
+     WHERE l.tenant_id = $1 AND l.metric = $2 AND l.hour >= date_trunc('hour', lower($3), 'UTC') AND l.hour < upper($3)
 $$;
 
 -- Makes an hour due at Stripe, whatever Stripe has confirmed of it; one without usage, too. With raised rights, because the
@@ -60,11 +60,9 @@ $$;
 CREATE FUNCTION billing._invoiced_at(own text, what text, starts timestamptz, ends timestamptz, OUT plan text, OUT terms jsonb)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT p.plan, p.terms
-      FROM billing.invoice_lines l
-      JOIN billing.invoices i USING (tenant_id, stripe_invoice_id)
+      FROM billing._period_lines($1, $3, $4) l
       JOIN billing._known_prices($1) p ON p.stripe_price_id = l.stripe_price_id
-     WHERE l.tenant_id = $1 AND l.metric = $2 AND billing._line_within(l.period_start, l.period_end, $3, $4)
-       AND i.finalized_at IS NOT NULL
+     WHERE l.metric = $2 AND l.finalized_at IS NOT NULL
      ORDER BY l.period_end DESC LIMIT 1
 $$;
 
@@ -153,9 +151,8 @@ BEGIN
     PERFORM billing._stripe_enqueue(own, 'invoice_fetch', i.stripe_invoice_id, 'GET', '/v1/invoices/' || i.stripe_invoice_id, '{}')
        FROM billing.invoices i
       WHERE i.tenant_id = own
-        AND EXISTS (SELECT FROM billing.invoice_lines l
-                     WHERE l.tenant_id = own AND l.stripe_invoice_id = i.stripe_invoice_id AND l.metric = what
-                       AND billing._line_within(l.period_start, l.period_end, lower(period), upper(period)))
+        AND i.stripe_invoice_id IN (SELECT l.stripe_invoice_id FROM billing._period_lines(own, lower(period), upper(period)) l
+                                     WHERE l.metric = what)
         AND NOT EXISTS (SELECT FROM billing.stripe_outbox o
                          WHERE o.tenant_id = own AND o.kind = 'invoice_fetch' AND o.subject = i.stripe_invoice_id
                            AND o.state IN ('waiting', 'sending'));

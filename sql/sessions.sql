@@ -181,9 +181,9 @@ BEGIN
     period := CASE WHEN trial_until IS NULL THEN billing._period_at(began, wanted.interval_months, 'UTC', began)
                    ELSE tstzrange(began, trial_until) END;
     BEGIN
-        INSERT INTO billing.subscriptions AS x (tenant_id, plan, plan_version, status, anchor, timezone, interval_months,
+        INSERT INTO billing.subscriptions AS x (tenant_id, plan, plan_version, status, starts, anchor, timezone, interval_months,
                 current_period_start, current_period_end, collection_method, days_until_due, trial_start, trial_end, created_at)
-        VALUES (tenant, wanted.name, wanted.version, 'pending', coalesce(date_trunc('hour', trial_until, 'UTC'), began), 'UTC',
+        VALUES (tenant, wanted.name, wanted.version, 'pending', began, coalesce(date_trunc('hour', trial_until, 'UTC'), began), 'UTC',
                 wanted.interval_months, lower(period), upper(period), subscription ->> 'collection_method',
                 (subscription ->> 'days_until_due')::int, CASE WHEN trial_until IS NOT NULL THEN began END, trial_until,
                 to_timestamp((subscription ->> 'created')::bigint))

@@ -167,7 +167,7 @@ BEGIN
     END IF;
     ends := date_trunc('hour', ends - s.stripe_offset, 'UTC');
     IF hour < ends THEN
-        s.current_period_start := hour;
+        s.current_period_start := lower(billing._period_from(s.starts, tstzrange(hour, ends)));
         s.current_period_end := ends;
     END IF;
     RETURN to_jsonb(s);
@@ -199,6 +199,7 @@ BEGIN
     s.stripe_status := subscription ->> 'status';
     s.stripe_cancels := coalesce((subscription ->> 'cancel_at_period_end')::boolean, s.stripe_cancels);
     s.stripe_trial_end := to_timestamp((subscription ->> 'trial_end')::bigint);
+    s.stripe_ended_at := to_timestamp((subscription ->> 'ended_at')::bigint);
     SELECT p.plan, item ->> 'id', p.stripe_price_id, p.until INTO s.stripe_plan, s.stripe_item_id, s.stripe_price_id, until
       FROM jsonb_array_elements(subscription #> '{items,data}') item
       JOIN billing._known_prices(tenant) p ON p.stripe_price_id = item #>> '{price,id}' AND p.metric IS NULL;
@@ -242,11 +243,12 @@ BEGIN
     UPDATE billing.subscriptions x
        SET (plan, plan_version, status, cancel_at_period_end, anchor, current_period_start, current_period_end, trial_start,
             trial_end, paused_at, past_due_since, canceled_at, ended_at, stripe_subscription_id, stripe_status, stripe_plan,
-            stripe_item_id, stripe_price_id, stripe_cancels, stripe_trial_end, stripe_offset, fee_anchor, prices_due)
+            stripe_item_id, stripe_price_id, stripe_cancels, stripe_trial_end, stripe_ended_at, stripe_offset, fee_anchor,
+            prices_due)
          = (s.plan, s.plan_version, s.status, s.cancel_at_period_end, s.anchor, s.current_period_start, s.current_period_end,
             s.trial_start, s.trial_end, s.paused_at, s.past_due_since, s.canceled_at, s.ended_at, s.stripe_subscription_id,
             s.stripe_status, s.stripe_plan, s.stripe_item_id, s.stripe_price_id, s.stripe_cancels, s.stripe_trial_end,
-            s.stripe_offset, s.fee_anchor, s.prices_due)
+            s.stripe_ended_at, s.stripe_offset, s.fee_anchor, s.prices_due)
      WHERE x.tenant_id = s.tenant_id AND x.id = s.id;
     PERFORM billing._apply_subscription_items(to_jsonb(was), subscription #> '{items,data}');
     -- What somebody changed there by hand within a plan stays; what was asked for here is due until it is there.

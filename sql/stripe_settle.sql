@@ -17,7 +17,8 @@ BEGIN
     WHEN 'subscription_create', 'subscription_update' THEN
         PERFORM billing._apply_subscription(r.tenant_id, response, false);
     WHEN 'subscription_cancel' THEN
-        UPDATE billing.subscriptions s SET stripe_status = 'canceled'
+        UPDATE billing.subscriptions s      -- one that was gone, at this moment at the latest
+           SET stripe_status = 'canceled', stripe_ended_at = coalesce(to_timestamp((response ->> 'ended_at')::bigint), billing.now())
          WHERE s.tenant_id = r.tenant_id AND s.id::text = r.subject;
     WHEN 'delta_find' THEN
         PERFORM billing._apply_delta_found(request, response);

@@ -5,7 +5,11 @@
 -- billed through Stripe has the time zone UTC whatever the tenant's own is.
 --
 -- What is not billed (a trial, a pause) and what was counted from another anchor before is a stretch of its own: usage of
--- then keeps its period, whose start Stripe's periods never have. A new anchor is the hour it is wished in.
+-- then keeps its period, whose start is no whole second. A new anchor is the hour it is wished in.
+--
+-- A subscription that follows another in the same hour shares that hour with it. What was used before belongs to the earlier
+-- one's period, what comes after to the later one's: its first period begins a second later than the last one that the hour
+-- knows, by which the two are told apart; all others begin with the hour.
 
 CREATE FUNCTION billing._install_subscriptions() RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -18,6 +22,7 @@ BEGIN
         -- pending: in force here, not yet carried out at Stripe; the others are Stripe's
         status                 text NOT NULL CHECK (status IN ('pending', 'incomplete', 'incomplete_expired', 'trialing',
                                    'active', 'past_due', 'unpaid', 'canceled', 'paused')),
+        starts                 timestamptz NOT NULL,    -- its first period, a trial, too: its hour, or in it after another one
         anchor                 timestamptz NOT NULL,
         timezone               text NOT NULL,
         interval_months        int NOT NULL,
@@ -52,6 +57,7 @@ BEGIN
         prices_due             boolean NOT NULL DEFAULT true,   -- Stripe may bill other prices than the wanted ones
         stripe_cancels         boolean NOT NULL DEFAULT false,
         stripe_trial_end       timestamptz,
+        stripe_ended_at        timestamptz,
         stripe_offset          interval NOT NULL DEFAULT '0',   -- from where a period begins to where Stripe begins it
         created_at             timestamptz NOT NULL,
         PRIMARY KEY (tenant_id, id),
@@ -112,6 +118,12 @@ BEGIN
     RETURN tstzrange(starts, ends);
 END $$;
 
+-- A period of a subscription: the first one begins where the subscription does, in that hour.
+CREATE FUNCTION billing._period_from(starts timestamptz, period tstzrange) RETURNS tstzrange
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT CASE WHEN $1 > lower($2) AND $1 < lower($2) + interval '1 hour' THEN tstzrange($1, upper($2)) ELSE $2 END
+$$;
+
 -- The first whole hour that is not before a time.
 CREATE FUNCTION billing._whole_hour(at timestamptz) RETURNS timestamptz
 LANGUAGE sql STABLE PARALLEL SAFE AS $$
@@ -144,7 +156,8 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     customer billing.billing_customers;
     wanted billing.plans;
-    starts timestamptz := date_trunc('hour', billing.now(), 'UTC');
+    hour timestamptz := date_trunc('hour', billing.now(), 'UTC');
+    starts timestamptz;
     trial_until timestamptz;
     period tstzrange;
     s billing.subscriptions;
@@ -171,19 +184,21 @@ BEGIN
     IF customer.stripe THEN
         customer.timezone := 'UTC';
     END IF;
+    starts := coalesce((SELECT max(greatest(x.starts, hour)) + interval '1 second' FROM billing.subscriptions x
+                         WHERE x.tenant_id = customer.tenant_id AND x.ended_at > hour), hour);
     IF trial_days IS NOT NULL OR trial_end IS NOT NULL THEN
-        trial_until := billing._trial_until(starts, customer.timezone, trial_days, trial_end);
+        trial_until := billing._trial_until(hour, customer.timezone, trial_days, trial_end);
         period := tstzrange(starts, trial_until);
     ELSE
-        period := billing._period_at(starts, wanted.interval_months, customer.timezone, starts);
+        period := billing._period_from(starts, billing._period_at(hour, wanted.interval_months, customer.timezone, hour));
     END IF;
     BEGIN
-        INSERT INTO billing.subscriptions AS x (tenant_id, plan, plan_version, status, anchor, timezone,
+        INSERT INTO billing.subscriptions AS x (tenant_id, plan, plan_version, status, starts, anchor, timezone,
                 interval_months, current_period_start, current_period_end, collection_method, days_until_due, payment_behavior,
                 trial_start, trial_end, missing_payment_method, created_at)
             VALUES (customer.tenant_id, wanted.name, billing._publish_plan(wanted.name),
                 CASE WHEN customer.stripe THEN 'pending' WHEN trial_until IS NOT NULL THEN 'trialing' ELSE 'active' END,
-                coalesce(trial_until, starts), customer.timezone, wanted.interval_months, lower(period), upper(period),
+                starts, coalesce(trial_until, hour), customer.timezone, wanted.interval_months, lower(period), upper(period),
                 create_subscription.collection_method, create_subscription.days_until_due,
                 create_subscription.payment_behavior, CASE WHEN trial_until IS NOT NULL THEN starts END, trial_until,
                 create_subscription.missing_payment_method, billing.now())

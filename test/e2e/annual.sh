@@ -83,4 +83,14 @@ fetch
 month_ends 1500
 is 'and a month later the year, as told' "$(invoiced moves)" "$(<"$RUN/moves")"
 is 'thirteen months' "$(invoices yearly | tr ' ' '\n' | tail -n 2 | xargs) $(invoices moves | tr ' ' '\n' | tail -n 2 | xargs)" '99250 250 250 99250'
+
+# An end with the period is one with the month that the usage has, here and at Stripe, though the year goes on.
+sql "SELECT billing.cancel_subscription('yearly')" >/dev/null
+sync_until "SELECT stripe_cancels FROM billing.subscriptions WHERE tenant_id = 'yearly'"
+is 'an end with the period is one with the month' \
+    "$(sandbox GET "/v1/subscriptions/$(sql "SELECT stripe_subscription_id FROM billing.subscriptions WHERE tenant_id = 'yearly'")" | jq .cancel_at)" \
+    "$(sql "SELECT extract(epoch FROM current_period_end)::bigint FROM billing.subscriptions WHERE tenant_id = 'yearly'")"
+month_ends 1500
+is 'the last invoice is its usage, as told' "$(invoiced yearly)" "$(<"$RUN/yearly")"
+is 'then it has ended' "$(sql "SELECT status FROM billing.get_subscription('yearly', true)")" canceled
 done_testing

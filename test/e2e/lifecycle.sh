@@ -5,7 +5,7 @@ source "$(dirname "$0")/../lib/e2e.sh"
 source "$LIB/subscriptions.sh"
 
 true_in_sql() { [ "$(sql "SELECT $1")" = t ]; }
-# at_stripe TENANT FILTER: the tenant's first subscription there.
+# at_stripe TENANT FILTER: the tenant's subscription there.
 at_stripe() { sandbox GET "/v1/subscriptions/$(stripe_id "$1")" | jq -r "$2"; }
 PLAN='.items.data | map(.price.lookup_key) | map(select(test("_month$"))) | sort | .[0:1][] | split("_")[1]'
 # preview TENANT FILTER: what the next invoice will bill.
