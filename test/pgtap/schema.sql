@@ -16,7 +16,7 @@ INSERT INTO exceptions VALUES
     ('price_tiers', 'catalogue, the same for all'),
     ('plan_versions', 'catalogue, the same for all'), ('plan_prices', 'catalogue, the same for all'),
     ('plan_features', 'catalogue, the same for all'),
-    ('schema_version', 'one row about the tables'), ('rollup_state', 'one row about the rollup'), ('stripe_state', 'one row about the database'),
+    ('schema_version', 'one row about the tables'), ('rollup_state', 'one row about the rollup'), ('stripe_state', 'one row about the database'), ('quota_cache_state', 'one row about the quota cache'),
     ('reconciliations', 'one row about many tenants, or about one'), ('export_files', 'a file has lines of many tenants'),
     ('webhook_events', 'whose an event is becomes known only after it is stored'),
     ('catalog_drift', 'about the catalogue'), ('stripe_meter_errors', 'a report of Stripe''s is of many tenants'' usage'),
@@ -28,7 +28,7 @@ SELECT tables_are('billing', ARRAY(
     UNION ALL
     SELECT unnest(ARRAY['metrics', 'plans', 'plan_metrics', 'plan_window_limits', 'metric_windows', 'price_tiers', 'plan_versions', 'plan_prices', 'plan_features', 'billing_customers', 'subscriptions', 'subscription_items', 'subscription_stretches', 'tenant_prices',
         'quota_overrides', 'window_limits', 'usage_quotas', 'usage_event_keys', 'usage_events', 'reservations', 'rollup_state', 'usage_aggregates', 'usage_uniques', 'usage_breakdown', 'usage_gauge_changes', 'usage_figures', 'alert_rules', 'usage_alerts', 'notification_channels', 'notification_secrets', 'notifications',
-        'stripe_outbox', 'stripe_sessions', 'stripe_state', 'webhook_events', 'catalog_drift', 'stripe_meter_errors', 'invoices', 'invoice_lines', 'api_keys', 'audit_log', 'tenant_roles', 'schema_version', 'credit_grants', 'credit_ledger', 'invoice_comparisons', 'late_usage', 'reconciliations', 'reconcile_steps', 'drift', 'export_hours', 'export_files', 'export_lines'])),
+        'stripe_outbox', 'stripe_sessions', 'stripe_state', 'webhook_events', 'catalog_drift', 'stripe_meter_errors', 'quota_cache_state', 'invoices', 'invoice_lines', 'api_keys', 'audit_log', 'tenant_roles', 'schema_version', 'credit_grants', 'credit_ledger', 'invoice_comparisons', 'late_usage', 'reconciliations', 'reconcile_steps', 'drift', 'export_hours', 'export_files', 'export_lines'])),
     'these are the tables');
 
 SELECT is_empty($$SELECT relname FROM tables WHERE NOT of_tenants AND relname NOT IN (SELECT relname FROM exceptions)$$,
@@ -86,7 +86,7 @@ SELECT is_empty($$SELECT p.oid::regprocedure FROM pg_proc p WHERE p.pronamespace
     AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY (p.proconfig), false)$$,
     'every function with raised rights, and every one in PL/pgSQL, pins search_path');
 SELECT is_empty($$SELECT p.oid::regprocedure FROM pg_proc p WHERE p.pronamespace = 'billing'::regnamespace
-    AND p.prolang = (SELECT oid FROM pg_language WHERE lanname = 'c') AND p.proparallel <> 'u' AND p.proname NOT IN ('now', '_event_key')$$,
+    AND p.prolang = (SELECT oid FROM pg_language WHERE lanname = 'c') AND p.proparallel <> 'u' AND p.proname NOT IN ('now', '_event_key', '_quota_group')$$,
     'what touches counters never runs in a parallel worker');
 SELECT is_empty($$SELECT p.oid::regprocedure FROM pg_proc p
     WHERE p.pronamespace = 'billing'::regnamespace AND p.proname NOT LIKE '\_%' AND obj_description(p.oid, 'pg_proc') IS NULL$$,
