@@ -217,7 +217,8 @@ submission() {
 }
 in_the_past() { [ "$(sql "SELECT billing.now() < now() - interval '1 hour'")" = t ]; }
 in_the_present() { ! in_the_past; }
-submitted() { sql 'SELECT count(*) FROM billing.usage_aggregates WHERE submitted IS NOT NULL'; }
+# hours and, of gauges, figures of the period
+submitted() { sql "SELECT count(*) FROM billing.stripe_outbox WHERE kind = 'meter_event' AND state = 'delivered'"; }
 submitting() { [ "$(submitted)" -gt 500 ]; }
 # user and system time of a process, in hundredths of a second
 processor_ticks() { sed 's/.*) //' "/proc/$1/stat" | awk '{ print $12 + $13 }'; }

@@ -91,7 +91,7 @@ BEGIN
     RETURN billing._stripe_enqueue($1, 'meter_event', $2, 'POST',
                CASE WHEN streams THEN billing._stripe_stream_path() ELSE '/v1/billing/meter_events' END,
                jsonb_build_object('event_name', $3, 'timestamp',
-                   CASE WHEN streams THEN billing._stripe_stream_time($6) ELSE to_jsonb(floor(extract(epoch FROM $6))::bigint) END,
+                   CASE WHEN streams THEN to_jsonb(billing._iso_time($6)) ELSE to_jsonb(floor(extract(epoch FROM $6))::bigint) END,
                    'payload', jsonb_build_object('stripe_customer_id', $4, 'value', trim_scale($5)::text)), $7);
 END $$;
 

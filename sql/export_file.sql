@@ -65,12 +65,6 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     ON CONFLICT ON CONSTRAINT export_hours_pkey DO UPDATE SET due = true
 $$;
 
--- A time as JSON has it; null where there is none.
-CREATE FUNCTION billing._iso_time(at timestamptz) RETURNS text
-LANGUAGE sql STABLE AS $$
-    SELECT CASE WHEN isfinite($1) THEN to_char($1 AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') END
-$$;
-
 -- Freezes what is due as the next file; returns its number, null: nothing is due.
 CREATE FUNCTION billing._freeze_export() RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$

@@ -8,7 +8,3 @@
 -- Where the worker sends such rows, and by which it knows them.
 CREATE FUNCTION billing._stripe_stream_path() RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$ SELECT '/v2/billing/meter_event_stream' $$;
-
--- A time as the API v2 has it.
-CREATE FUNCTION billing._stripe_stream_time(at timestamptz) RETURNS jsonb
-LANGUAGE sql STABLE AS $$ SELECT to_jsonb(to_char($1 AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')) $$;

@@ -85,7 +85,7 @@ BEGIN
                    jsonb_build_array(c.id, event, about, subject)::text, getdatabaseencoding())), 'hex'), 32),
                c.id, event, about,
                jsonb_build_object('type', event,
-                   'timestamp', to_char(billing.now() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
+                   'timestamp', billing._iso_time(billing.now()),
                    'data', jsonb_strip_nulls(data || jsonb_build_object('tenant_id', about, 'message', message))),
                title, message
           FROM billing.notification_channels c

@@ -1,4 +1,4 @@
--- What every other part builds on: the clock and the form of an idempotency key.
+-- What every other part builds on: the clock, and the forms of a time and an idempotency key.
 
 CREATE FUNCTION billing.now() RETURNS timestamptz
 LANGUAGE c STABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'pg_billing_now';
@@ -28,6 +28,12 @@ LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pg_billing_req
 CREATE FUNCTION billing._register_database() RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pg_billing_register_database';
 SELECT billing._register_database();
+
+-- A time as JSON has it (RFC 3339); null where there is none.
+CREATE FUNCTION billing._iso_time(at timestamptz) RETURNS text
+LANGUAGE sql STABLE AS $$
+    SELECT CASE WHEN isfinite($1) THEN to_char($1 AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') END
+$$;
 
 -- Raises if the session is bound to another tenant.
 CREATE FUNCTION billing._check_bound(tenant_id text) RETURNS void
