@@ -175,7 +175,6 @@ row_stripe() {
 }
 submission() {
     local rate=$1 lanes=$(($1 * 2 / 5)) round pid before ticks start
-    [ $lanes -le 256 ] || lanes=256
     service_stop sandbox
     sandbox_start --rate "$rate"
     fresh_database "stripe_$rate"

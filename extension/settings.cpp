@@ -151,7 +151,7 @@ void define() {
                                nullptr);
     DefineCustomIntVariable("pg_billing.stripe_concurrency",
                             "Sets how many requests to Stripe may be under way at once.", nullptr,
-                            &stripe_concurrency, 32, 1, 256, PGC_SIGHUP, 0, nullptr, nullptr, nullptr);
+                            &stripe_concurrency, 32, 1, 1024, PGC_SIGHUP, 0, nullptr, nullptr, nullptr);
     DefineCustomIntVariable("pg_billing.stripe_rate",
                             "Sets how many requests may be sent to Stripe in a second.",
                             "Less are sent for a while after Stripe answers that it is too much.",

@@ -105,7 +105,7 @@ BEGIN
                bool_or(a.blocked OR h.hour IS NOT NULL) AS due
           FROM billing.usage_aggregates a
           LEFT JOIN (SELECT d.period_start, d.hour FROM billing._stripe_due_hours() d
-                      WHERE d.tenant_id = own AND d.metric = what) h
+                      WHERE d.tenant_id = own COLLATE "C" AND d.metric = what COLLATE "default") h
                  ON h.hour = a.hour AND h.period_start = a.period_start
          WHERE a.tenant_id = own AND a.metric = what AND a.hour >= first AND a.hour < ends
          GROUP BY a.hour

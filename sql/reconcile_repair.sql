@@ -111,7 +111,7 @@ BEGIN
     -- an hour of which Stripe counts something and here is nothing is sent as nothing
     PERFORM billing._send_anew(d.tenant_id, d.metric, d.period_start, d.hour);
     SELECT count(*) > 0 INTO due FROM billing._stripe_due_hours() h
-     WHERE (h.tenant_id, h.metric, h.hour) = (d.tenant_id, d.metric, d.hour);
+     WHERE h.tenant_id = d.tenant_id COLLATE "C" AND h.metric = d.metric COLLATE "default" AND h.hour = d.hour;
     IF NOT due THEN     -- the subscription has ended at Stripe, or does not have the metric
         UPDATE billing.usage_aggregates a SET submitted = d.sent
          WHERE (a.tenant_id, a.metric, a.period_start, a.hour) = (d.tenant_id, d.metric, d.period_start, d.hour);

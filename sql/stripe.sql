@@ -151,12 +151,15 @@ BEGIN
     RETURN request_id;
 END $$;
 
--- Takes up to n requests that are due, of the event stream or of the others (null: of both), those first that fared best: one that always fails is never the only one to tell
--- whether Stripe is back. The caller holds the advisory lock of the stripe job, so what another sender
--- left behind has no sender any more.
+-- Takes up to n requests that are due, of the event stream or of the others (null: of both), those first that fared best:
+-- one that always fails is never the only one to tell whether Stripe is back. The caller holds the advisory lock of the
+-- stripe job, so what another sender left behind has no sender any more.
 CREATE FUNCTION billing._stripe_claim(n int, lease interval, streams boolean DEFAULT NULL)
 RETURNS TABLE (tenant_id text, id bigint, attempt int, method text, path text, params jsonb, idempotency_key text)
-LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
     UPDATE billing.stripe_outbox o
        SET state = 'sending', attempts = o.attempts + 1, sent_at = coalesce(o.sent_at, clock_timestamp()),
            lease_until = clock_timestamp() + $2, sender = pg_backend_pid()
@@ -169,8 +172,8 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
                AND ($3 IS NULL OR (d.path = billing._stripe_stream_path()) = $3)
              ORDER BY d.attempts, d.id LIMIT $1 FOR UPDATE SKIP LOCKED) due
      WHERE o.tenant_id = due.tenant_id AND o.id = due.id
-    RETURNING o.tenant_id, o.id, o.attempts, o.method, o.path, o.params, o.idempotency_key
-$$;
+    RETURNING o.tenant_id, o.id, o.attempts, o.method, o.path, o.params, o.idempotency_key;
+END $$;
 
 -- When the next open request is due (machine time); null if none is open.
 CREATE FUNCTION billing._stripe_next_due() RETURNS timestamptz

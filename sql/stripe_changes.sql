@@ -91,7 +91,7 @@ BEGIN
                               AND (o.kind LIKE 'subscription\_%' OR o.kind IN ('meter_event', 'delta_find') AND c.changed_at IS NOT NULL))
            AND (c.changed_at IS NULL
                 OR greatest(c.changed_at, hour) < r.tail
-                   AND NOT EXISTS (SELECT FROM billing._stripe_due_hours() h WHERE h.tenant_id = c.tenant_id)
+                   AND NOT EXISTS (SELECT FROM billing._stripe_due_hours() h WHERE h.tenant_id = c.tenant_id COLLATE "C")
                    AND NOT EXISTS (SELECT FROM billing._stripe_closing_figures() f WHERE f.tenant_id = c.tenant_id))
     )
     SELECT count(*) INTO requests FROM requests;

@@ -14,7 +14,7 @@ double seconds(std::chrono::steady_clock::duration time) {
 }
 
 double burst(double rate) {
-    return std::max(1.0, rate / 10);
+    return std::max(1.0, rate / 4);
 }
 
 }  // namespace

@@ -1,5 +1,7 @@
 #include "worker/session.hpp"
 
+#include <algorithm>
+
 #include "worker/settings.hpp"
 
 extern "C" {
@@ -190,21 +192,29 @@ void Session::abandon() {
 
 std::vector<Row> Session::query(const char *sql, const std::vector<Value> &arguments) {
     const int count = static_cast<int>(arguments.size());
+    SPIPlanPtr &plan = plans_[sql];
     pg_call([&] {
-        auto *types = static_cast<Oid *>(palloc(sizeof(Oid) * (count + 1)));
+        if (plan == nullptr) {
+            auto *types = static_cast<Oid *>(palloc(sizeof(Oid) * (count + 1)));
+            std::fill_n(types, count, TEXTOID);
+            SPIPlanPtr prepared = SPI_prepare(sql, count, types);
+            if (prepared == nullptr)
+                elog(ERROR, "SPI_prepare: %s", SPI_result_code_string(SPI_result));
+            SPI_keepplan(prepared);
+            plan = prepared;
+        }
         auto *values = static_cast<Datum *>(palloc(sizeof(Datum) * (count + 1)));
         auto *nulls = static_cast<char *>(palloc0(count + 1));
         for (int i = 0; i < count; i++) {
             const Value &argument = arguments[i];
-            types[i] = TEXTOID;
             nulls[i] = argument ? ' ' : 'n';
             if (argument)
                 values[i] = CStringGetTextDatum(
                     pg_any_to_server(argument->c_str(), static_cast<int>(argument->size()), PG_UTF8));
         }
-        const int result = SPI_execute_with_args(sql, count, types, values, nulls, false, 0);
+        const int result = SPI_execute_plan(plan, values, nulls, false, 0);
         if (result < 0)
-            elog(ERROR, "SPI_execute_with_args: %s", SPI_result_code_string(result));
+            elog(ERROR, "SPI_execute_plan: %s", SPI_result_code_string(result));
     });
     std::vector<Row> rows(SPI_tuptable ? SPI_processed : 0);
     for (std::size_t i = 0; i < rows.size(); i++) {

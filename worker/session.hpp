@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <exception>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -18,6 +19,8 @@
 
 #include "extension/guard.hpp"
 #include "extension/worker_state.hpp"
+
+struct _SPI_plan;
 
 namespace pg_billing {
 
@@ -43,7 +46,7 @@ class Session {
         }
     }
 
-    // Runs one statement in the open transaction; arguments arrive as text.
+    // Runs one statement in the open transaction; arguments arrive as text. It is a literal: its plan is kept under its address.
     std::vector<Row> query(const char *sql, const std::vector<Value> &arguments = {});
 
     // Recovers from an ERROR that a transaction threw.
@@ -65,6 +68,8 @@ class Session {
     void notice(std::string_view text);
 
   private:
+    std::map<const char *, _SPI_plan *> plans_;
+
     void begin(const char *activity);
     void commit();
 };

@@ -38,7 +38,7 @@ constexpr auto kPlanAfterAnswer = 250ms;
 constexpr auto kLookEvery = 2s;
 constexpr int kPlanShare = 10;
 // Answers that come this soon after each other are settled together: a commit costs more than an answer.
-constexpr auto kTogether = 50ms;
+constexpr auto kTogether = 100ms;
 // So many seconds' worth of requests are planned ahead.
 constexpr int kStockSeconds = 10, kLeastStock = 1000;
 // So many requests of the event stream are under way at once.
@@ -141,7 +141,9 @@ void StripeSync::run() {
         const bool room = api_.room > 0 || stream_.room > 0, dry = api_.dry && stream_.dry;
         const bool idle = transfers_.in_flight() == 0;
         // the pace holds us up: nobody knows yet what is due
-        bool found = idle && !stopping_ && (api_.room == 0 || (stream_.room == 0 && !stream_.breaker.open()));
+        const bool held =
+            idle && !stopping_ && (api_.room == 0 || (stream_.room == 0 && !stream_.breaker.open()));
+        bool found = false;
         // With more to send than there is room for, planning waits until nothing moves: it is how we notice, too, that the
         // extension is gone.
         if (idle
@@ -159,7 +161,7 @@ void StripeSync::run() {
             claimed = now;
             freed = false;
         }
-        if (transfers_.in_flight() == 0 && !found)
+        if (transfers_.in_flight() == 0 && !found && !held)
             break;
         if (take_answers(patience()))
             answered = freed = true;

@@ -27,15 +27,30 @@ std::size_t send_for(Pace &pace, Pace::Time &now, milliseconds time) {
     return sent;
 }
 
-TEST(StripePace, KeepsToItsRateAndABurstOfATenth) {
+TEST(StripePace, KeepsToItsRateAndABurstOfAQuarter) {
     Pace::Time now{};
     Pace pace(100, now);
-    EXPECT_EQ(pace.room(now), 10u);
+    EXPECT_EQ(pace.room(now), 25u);
     const std::size_t sent = send_for(pace, now, 10s);
     EXPECT_GE(sent, 1000u);
-    EXPECT_LE(sent, 1010u);
+    EXPECT_LE(sent, 1025u);
     now += 1h;
-    EXPECT_EQ(pace.room(now), 10u) << "what was not used is not saved up";
+    EXPECT_EQ(pace.room(now), 25u) << "what was not used is not saved up";
+}
+
+TEST(StripePace, MakesTheWholeRateLookingFourTimesASecond) {
+    Pace::Time now{};
+    Pace pace(100, now);
+    pace.sent(pace.room(now));
+    std::size_t sent = 0;
+    for (int i = 0; i < 40; i++) {
+        now += 250ms;
+        const std::size_t room = pace.room(now);
+        pace.sent(room);
+        sent += room;
+    }
+    EXPECT_GE(sent, 999u);
+    EXPECT_LE(sent, 1000u);
 }
 
 TEST(StripePace, TellsHowLongToWait) {
@@ -84,7 +99,7 @@ TEST(StripePace, IsNotSlowedByOtherAnswers) {
     for (const Answer &a :
          {answer(200), answer(0), answer(500), answer(409), answer(429, "resource-specific")})
         pace.answered(a, now);
-    EXPECT_EQ(pace.room(now), 10u);
+    EXPECT_EQ(pace.room(now), 25u);
 }
 
 TEST(StripeBreaker, OpensAfterFailuresInARow) {
