@@ -17,7 +17,7 @@ bool notify_private_addresses;
 char *export_directory, *mail_from, *notify_ca_file, *sms_body, *sms_token_file, *sms_url,
     *smtp_password_file, *smtp_url, *smtp_user;
 char *redis_password_file, *redis_prefix, *redis_url;
-int reconcile_interval, reconcile_reads, reconcile_settle;
+int outbox_retention, reconcile_interval, reconcile_reads, reconcile_settle;
 int stripe_concurrency, stripe_rate, stripe_stream_rate, stripe_timeout, submit_interval, webhook_retention;
 int late_usage;
 char *stripe_api_base, *stripe_api_key_file, *stripe_api_version, *stripe_ca_file, *stripe_stream_base;
@@ -96,6 +96,11 @@ void define() {
         "pg_billing.reconcile_settle", "Sets how old an hour has to be before it is compared with Stripe's.",
         "Stripe's summaries lag behind. A difference is looked at again after a twelfth of it.",
         &reconcile_settle, 60 * 60, 0, 35 * kSecondsPerDay, PGC_SUSET, GUC_UNIT_S, nullptr, nullptr, nullptr);
+    DefineCustomIntVariable(
+        "pg_billing.outbox_retention",
+        "Sets how long requests to Stripe, and the answers, are kept once they are settled.",
+        "What has failed is kept until it is retried. -1: all is kept for ever.", &outbox_retention,
+        90 * kSecondsPerDay, -1, PG_INT32_MAX, PGC_SUSET, GUC_UNIT_S, nullptr, nullptr, nullptr);
     DefineCustomStringVariable("pg_billing.redis_password_file",
                                "Names the file that holds the password of Redis.",
                                "The file is readable by the server's user alone.", &redis_password_file, "",

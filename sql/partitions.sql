@@ -49,6 +49,7 @@ BEGIN
     DELETE FROM billing.usage_gauge_changes g USING billing.rollup_state s
      WHERE g.occurred_at < s.tail - interval '36 days';
     PERFORM billing._prune_webhooks();
+    PERFORM billing._prune_outbox();
 END $$;
 COMMENT ON FUNCTION billing.maintain() IS
-    'makes the partitions of usage_events that the coming days need, and drops those that pg_billing.event_retention no longer keeps, and webhooks as pg_billing.webhook_retention says';
+    'makes the partitions of usage_events that the coming days need, and drops those that pg_billing.event_retention no longer keeps, and webhooks and requests to Stripe as pg_billing.webhook_retention and outbox_retention say';

@@ -82,13 +82,15 @@ BEGIN
 END $$;
 
 -- The hours of a metric as they are here: what was used, what of it Stripe has confirmed, and what it was told of the hour
--- last, which after a change of price is the rest of it. `settled`: that was not just now, and nothing is under way.
+-- last, which after a change of price is the rest of it; of hours whose requests are not all kept any more, what it has
+-- confirmed. `settled`: that was not just now, and nothing is under way.
 CREATE FUNCTION billing._meter_hours(own text, what text, starts timestamptz, ends timestamptz)
 RETURNS TABLE (hour timestamptz, period_start timestamptz, ledger numeric, submitted numeric, due boolean, sent numeric,
                settled boolean)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET jit = off AS $$
 DECLARE
     first timestamptz := date_trunc('hour', starts, 'UTC');
+    kept interval := billing._duration('pg_billing.outbox_retention');
 BEGIN
     RETURN QUERY
     WITH told AS (
@@ -99,6 +101,7 @@ BEGIN
           FROM billing.stripe_outbox o
           JOIN billing.metrics m ON m.name = what
          WHERE o.tenant_id = own AND o.kind = 'meter_event' AND o.subject = what AND o.state = 'delivered'
+           AND (kept < '0' OR (o.detail ->> 'hour')::timestamptz >= billing.now() - kept)
          ORDER BY 1, o.id DESC
     ), used AS (
         SELECT a.hour, max(a.period_start) AS period_start, sum(a.quantity) AS quantity, sum(a.submitted) AS submitted,

@@ -47,6 +47,7 @@ BEGIN
         WHERE state <> 'delivered';
     CREATE INDEX IF NOT EXISTS stripe_outbox_reads ON billing.stripe_outbox (created_at)
         WHERE kind IN ('meter_summary', 'invoice_list');
+    CREATE INDEX IF NOT EXISTS stripe_outbox_settled ON billing.stripe_outbox (settled_at) WHERE settled_at IS NOT NULL;
     -- Stripe names a meter event that it did not count after all by its key.
     CREATE INDEX IF NOT EXISTS stripe_outbox_key ON billing.stripe_outbox (idempotency_key) WHERE kind = 'meter_event';
     COMMENT ON TABLE billing.stripe_outbox IS 'every request to Stripe, frozen; failed rows that were not retried are the dead letter';
@@ -173,6 +174,17 @@ BEGIN
              ORDER BY d.attempts, d.id LIMIT $1 FOR UPDATE SKIP LOCKED) due
      WHERE o.tenant_id = due.tenant_id AND o.id = due.id
     RETURNING o.tenant_id, o.id, o.attempts, o.method, o.path, o.params, o.idempotency_key;
+END $$;
+
+-- Forgets requests that are settled, for params and answers hold personal data, and are many. What has failed stays until it
+-- is retried.
+CREATE FUNCTION billing._prune_outbox() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    kept interval := billing._duration('pg_billing.outbox_retention');
+BEGIN
+    DELETE FROM billing.stripe_outbox o
+     WHERE kept >= '0' AND o.settled_at < clock_timestamp() - kept AND (o.state = 'delivered' OR o.retried_at IS NOT NULL);
 END $$;
 
 -- When the next open request is due (machine time); null if none is open.

@@ -114,6 +114,14 @@ SELECT kind, params -> 'payload' AS payload FROM requests;
 CALL settle('acme', 'meter_event', 'api_calls', 'delivered', '{}');
 SELECT * FROM hours;
 
+-- when not all requests of an hour are kept any more, what Stripe has confirmed counts
+BEGIN;
+DELETE FROM billing.stripe_outbox WHERE id = (SELECT min(id) FROM billing.stripe_outbox WHERE kind = 'meter_event' AND state = 'delivered' AND tenant_id = 'acme');
+SELECT submitted, sent < submitted AS too_little FROM billing._meter_hours('acme', 'api_calls', '2030-01-31', '2030-03-01');
+SET LOCAL pg_billing.outbox_retention = '1s';
+SELECT submitted, sent FROM billing._meter_hours('acme', 'api_calls', '2030-01-31', '2030-03-01');
+ROLLBACK;
+
 -- after the last subscription has ended the mode may change again
 SELECT billing.cancel_subscription('acme', false);
 CALL stripe();

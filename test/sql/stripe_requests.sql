@@ -139,3 +139,16 @@ SELECT count(*) FROM billing._stripe_claim(100, '1 minute');
 CALL settle('early', 'customer_create', '', 'delivered', '{"id": "cus_early"}');
 SELECT billing._stripe_plan();
 SELECT kind, not_before - created_at BETWEEN '2 seconds' AND '5 seconds' AS waits FROM billing.stripe_outbox WHERE tenant_id = 'early' ORDER BY id;
+
+-- requests are kept for pg_billing.outbox_retention after they are settled, but what is open or has failed
+INSERT INTO billing.stripe_outbox (tenant_id, kind, subject, method, path, params, idempotency_key, detail, state, settled_at, retried_at)
+SELECT 'old', 'customer_fetch', x.subject, 'GET', '/v1/customers/cus_1', '{}', x.subject, '{}', x.state,
+       clock_timestamp() - x.age, CASE x.subject WHEN 'retried' THEN clock_timestamp() END
+  FROM (VALUES ('open', 'waiting', NULL::interval), ('young', 'delivered', '89 days'), ('old', 'delivered', '91 days'),
+               ('failed', 'failed', '91 days'), ('retried', 'failed', '91 days')) x (subject, state, age);
+SET pg_billing.outbox_retention = -1;
+SELECT billing.maintain();
+SELECT count(*) FROM billing.stripe_outbox WHERE tenant_id = 'old';
+RESET pg_billing.outbox_retention;
+SELECT billing.maintain();
+SELECT subject FROM billing.stripe_outbox WHERE tenant_id = 'old' ORDER BY 1;
