@@ -80,8 +80,11 @@ BEGIN
         SELECT * INTO previous FROM soak.changes c WHERE c.stripe_id = j.stripe_id ORDER BY c.c DESC LIMIT 1;
         -- asked for again under another key, as Stripe remembers an error for the first: nothing changes
         CONTINUE WHEN j.wanted = coalesce(previous.plan, j.first_plan);
-        SELECT min(w.action) INTO wish FROM soak.wishes w
-         WHERE w.tenant = j.tenant AND w.subscription = j.id AND w.kind = 'plan' AND w.plan = j.wanted AND w.action > coalesce(previous.wish, 0);
+        -- what was wished for before a step that was settled had been carried out, or taken back, when that ended
+        SELECT min(w.action) INTO wish FROM soak.wishes w JOIN soak.actions a ON a.id = w.action
+         WHERE w.tenant = j.tenant AND w.subscription = j.id AND w.kind = 'plan' AND w.plan = j.wanted AND w.action > coalesce(previous.wish, 0)
+           AND a.step > (SELECT coalesce(max(u.step), -1) FROM soak.steps u
+                          WHERE u.settled AND u.step < (SELECT s.step FROM soak.steps s WHERE s.at = j.at));
         INSERT INTO soak.changes
         SELECT j.stripe_id, coalesce(previous.c, 0) + 1, j.at,
                (SELECT min(u.at) FROM soak.steps u WHERE u.step >= s.step AND u.settled), s.step, j.wanted, j.proration, wish FROM soak.steps s WHERE s.at = j.at;
