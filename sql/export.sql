@@ -97,76 +97,81 @@ BEGIN
                    'payload', jsonb_build_object('stripe_customer_id', $4, 'value', trim_scale($5)::text)), $7);
 END $$;
 
--- Plans the oldest hour of a tenant and metric that is due; returns whether there was one to plan.
-CREATE FUNCTION billing._stripe_plan_hour(tenant text, what text) RETURNS boolean
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan
+-- Plans the oldest hour that is due of each of these tenants and metrics, of as many as it may; returns how many.
+CREATE FUNCTION billing._stripe_plan_hours(tenants text[], metrics text[], most bigint) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off SET plan_cache_mode = force_generic_plan
 SET enable_sort = off AS $$     -- the index has the hours in order, and the first of them will do
 DECLARE
-    d record;
+    planned bigint;
 BEGIN
-    IF NOT billing._stripe_usage_free(tenant, what) THEN
-        RETURN false;
-    END IF;
-    SELECT h.* INTO d FROM billing._stripe_due_hours() h
-     WHERE h.tenant_id = tenant COLLATE "C" AND h.metric = what COLLATE "default" AND h.at <= billing.now() + interval '1 minute'
-       AND NOT billing._stripe_held(h.tenant_id, h.subscription_id, h.at)
-     ORDER BY h.hour LIMIT 1;
-    IF FOUND THEN
-        PERFORM billing._stripe_enqueue_usage(tenant, what, d.stripe_event_name, d.stripe_customer_id, d.value, d.at,
-            jsonb_build_object('period_start', d.period_start, 'hour', d.hour, 'quantity', d.quantity)
-                || CASE WHEN billing._meter_adds(d.export) THEN jsonb_build_object('delta', d.value) ELSE '{}' END,
-            d.export = 'delta_stream');
-    END IF;
-    RETURN FOUND;
+    WITH due AS (
+        SELECT h.* FROM unnest(tenants, metrics) p (tenant, what)
+         CROSS JOIN LATERAL (
+               SELECT h.* FROM billing._stripe_due_hours() h
+                WHERE h.tenant_id = p.tenant COLLATE "C" AND h.metric = p.what COLLATE "default" AND h.at <= billing.now() + interval '1 minute'
+                  AND NOT billing._stripe_held(h.tenant_id, h.subscription_id, h.at)
+                ORDER BY h.hour LIMIT 1) h
+         WHERE billing._stripe_usage_free(p.tenant, p.what) LIMIT most
+    ), requests AS (
+        SELECT billing._stripe_enqueue_usage(d.tenant_id, d.metric, d.stripe_event_name, d.stripe_customer_id, d.value, d.at,
+                   jsonb_build_object('period_start', d.period_start, 'hour', d.hour, 'quantity', d.quantity)
+                       || CASE WHEN billing._meter_adds(d.export) THEN jsonb_build_object('delta', d.value) ELSE '{}' END,
+                   d.export = 'delta_stream')
+          FROM due d
+    )
+    SELECT count(*) INTO planned FROM requests;
+    RETURN planned;
 END $$;
 
 -- Plans for tenants and metrics with hours that are due, as many as may be waiting at once.
 CREATE FUNCTION billing._stripe_plan_usage(stock int) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off AS $$
 DECLARE
-    pair record;
     planned bigint := billing._stripe_settle_doubts();
 BEGIN
-    FOR pair IN
-        SELECT DISTINCT i.tenant_id, i.metric FROM billing.subscription_items i
-          JOIN billing.metrics m ON m.name = i.metric AND billing._adds_up(m.kind, m.aggregation)
-         WHERE EXISTS (SELECT FROM billing.usage_aggregates a WHERE a.tenant_id = i.tenant_id AND a.metric = i.metric
-                          AND a.submitted IS DISTINCT FROM a.quantity AND NOT a.blocked)
-    LOOP
-        EXIT WHEN planned >= stock;
-        IF billing._stripe_plan_hour(pair.tenant_id, pair.metric) THEN
-            planned := planned + 1;
-        END IF;
-    END LOOP;
-    RETURN planned;
+    RETURN planned + (
+        SELECT billing._stripe_plan_hours(array_agg(p.tenant_id), array_agg(p.metric), greatest(stock - planned, 0))
+          FROM (SELECT DISTINCT i.tenant_id, i.metric FROM billing.subscription_items i
+                  JOIN billing.metrics m ON m.name = i.metric AND billing._adds_up(m.kind, m.aggregation)
+                 WHERE EXISTS (SELECT FROM billing.usage_aggregates a WHERE a.tenant_id = i.tenant_id AND a.metric = i.metric
+                                  AND a.submitted IS DISTINCT FROM a.quantity AND NOT a.blocked)) p);
 END $$;
 
--- Takes what became of a meter event; what Stripe has is what was sent, not what it has come to meanwhile. One that is
--- refused after it was accepted (meter_errors.sql) leaves nothing that is known to be there.
-CREATE FUNCTION billing._stripe_usage_settled(request jsonb) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    r billing.stripe_outbox := jsonb_populate_record(NULL::billing.stripe_outbox, request);
-    confirmed boolean := r.state = 'delivered';
+-- Takes what became of meter events, and plans what comes after them; what Stripe has is what was sent, not what it has come to
+-- meanwhile. One that is refused after it was accepted (meter_errors.sql) leaves nothing that is known to be there.
+CREATE FUNCTION billing._stripe_usage_settled(tenants text[], ids bigint[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 BEGIN
-    IF r.detail ? 'figure' THEN
-        UPDATE billing.usage_figures f
-           SET submitted = CASE WHEN confirmed THEN (r.detail ->> 'figure')::numeric
-                                ELSE nullif(f.submitted, (r.detail ->> 'figure')::numeric) END,
-               blocked = NOT confirmed
-         WHERE f.tenant_id = r.tenant_id AND f.metric = r.subject
-           AND f.subscription_id = (r.detail ->> 'subscription_id')::bigint
-           AND f.period_start = (r.detail ->> 'period_start')::timestamptz;
-        RETURN;
-    END IF;
+    UPDATE billing.usage_figures f
+       SET submitted = CASE o.state WHEN 'delivered' THEN (o.detail ->> 'figure')::numeric
+                                    ELSE nullif(f.submitted, (o.detail ->> 'figure')::numeric) END,
+           blocked = o.state <> 'delivered'
+      FROM unnest(tenants, ids) s (tenant_id, id)
+      JOIN billing.stripe_outbox o ON o.tenant_id = s.tenant_id COLLATE "C" AND o.id = s.id AND o.detail ? 'figure'
+     WHERE f.tenant_id = o.tenant_id AND f.metric = o.subject
+       AND f.subscription_id = (o.detail ->> 'subscription_id')::bigint
+       AND f.period_start = (o.detail ->> 'period_start')::timestamptz;
     UPDATE billing.usage_aggregates a
-       SET submitted = CASE WHEN confirmed THEN (r.detail ->> 'quantity')::numeric
-                            ELSE nullif(a.submitted, (r.detail ->> 'quantity')::numeric) END,
-           blocked = NOT confirmed
-     WHERE a.tenant_id = r.tenant_id AND a.metric = r.subject
-       AND a.period_start = (r.detail ->> 'period_start')::timestamptz
-       AND a.hour = (r.detail ->> 'hour')::timestamptz;
-    PERFORM billing._stripe_plan_hour(r.tenant_id, r.subject);
+       SET submitted = CASE o.state WHEN 'delivered' THEN (o.detail ->> 'quantity')::numeric
+                                    ELSE nullif(a.submitted, (o.detail ->> 'quantity')::numeric) END,
+           blocked = o.state <> 'delivered'
+      FROM unnest(tenants, ids) s (tenant_id, id)
+      JOIN billing.stripe_outbox o ON o.tenant_id = s.tenant_id COLLATE "C" AND o.id = s.id AND NOT o.detail ? 'figure'
+     WHERE a.tenant_id = o.tenant_id AND a.metric = o.subject
+       AND a.period_start = (o.detail ->> 'period_start')::timestamptz
+       AND a.hour = (o.detail ->> 'hour')::timestamptz;
+    PERFORM billing._stripe_plan_hours(array_agg(o.tenant_id), array_agg(o.subject), count(*))
+       FROM unnest(tenants, ids) s (tenant_id, id)
+       JOIN billing.stripe_outbox o ON o.tenant_id = s.tenant_id COLLATE "C" AND o.id = s.id AND NOT o.detail ? 'figure'
+     HAVING count(*) > 0;
+    -- all but a little of the usage is of the period that is under way
+    PERFORM billing._look_for_late_usage(o.tenant_id, o.subject, (o.detail ->> 'period_start')::timestamptz)
+       FROM unnest(tenants, ids) s (tenant_id, id)
+       JOIN billing.stripe_outbox o ON o.tenant_id = s.tenant_id COLLATE "C" AND o.id = s.id
+      WHERE NOT EXISTS (SELECT FROM billing.subscriptions x
+                         WHERE x.tenant_id = o.tenant_id AND x.ended_at IS NULL
+                           AND (o.detail ->> 'period_start')::timestamptz >= x.current_period_start
+                           AND x.current_period_end > billing.now());
 END $$;
 
 -- Lets usage that was refused be planned anew.

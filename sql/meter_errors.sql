@@ -56,7 +56,7 @@ BEGIN
            AND a.period_start = (refused.detail ->> 'period_start')::timestamptz
            AND a.hour = (refused.detail ->> 'hour')::timestamptz;
     ELSE
-        PERFORM billing._stripe_usage_settled(to_jsonb(refused));
+        PERFORM billing._stripe_usage_settled(ARRAY[refused.tenant_id], ARRAY[refused.id]);
     END IF;
     RETURN true;
 END $$;

@@ -141,12 +141,6 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     period tstzrange;
 BEGIN
-    -- all but a little of the usage is of the period that is under way
-    IF EXISTS (SELECT FROM billing.subscriptions s
-                WHERE s.tenant_id = own AND s.ended_at IS NULL AND _look_for_late_usage.starts >= s.current_period_start
-                  AND s.current_period_end > billing.now()) THEN
-        RETURN;
-    END IF;
     SELECT p.period INTO period FROM billing._period_of(own, starts) p;
     IF period IS NULL OR upper(period) > billing.now()
        OR NOT EXISTS (SELECT FROM billing._invoiced(own, lower(period), upper(period)) x

@@ -108,8 +108,7 @@ BEGIN
         PERFORM billing._credit_stale(request.tenant_id);       -- it may have been spent before
     END IF;
     IF request.kind = 'meter_event' THEN
-        PERFORM billing._stripe_usage_settled(to_jsonb(request));
-        PERFORM billing._look_for_late_usage(request.tenant_id, request.subject, (request.detail ->> 'period_start')::timestamptz);
+        PERFORM billing._stripe_usage_settled(ARRAY[request.tenant_id], ARRAY[request.id]);
     END IF;
     IF verdict = 'failed' AND request.kind IN ('meter_summary', 'invoice_list') THEN
         PERFORM billing._reconcile_refused(to_jsonb(request), complaint);
@@ -124,4 +123,31 @@ BEGIN
     IF outcome = 'renew' THEN
         PERFORM billing._stripe_put_back(to_jsonb(request));
     END IF;
+END $$;
+
+-- Settles many attempts, an object with the arguments of _stripe_settle each. Most are of meter events that were delivered: those
+-- at once.
+CREATE FUNCTION billing._stripe_settle_all(settlements jsonb) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off SET plan_cache_mode = force_generic_plan AS $$
+DECLARE
+    tenants text[];
+    ids bigint[];
+BEGIN
+    WITH events AS (
+        UPDATE billing.stripe_outbox o
+           SET state = 'delivered', settled_at = clock_timestamp(), lease_until = NULL, sender = NULL, error = NULL,
+               http_status = s.http_status, response = s.response
+          FROM jsonb_to_recordset(settlements) s (tenant_id text, id bigint, attempt int, outcome text, http_status int, response jsonb)
+         WHERE o.tenant_id = s.tenant_id COLLATE "C" AND o.id = s.id AND o.attempts = s.attempt AND o.state = 'sending'
+           AND o.kind = 'meter_event' AND s.outcome = 'delivered'
+        RETURNING o.tenant_id, o.id
+    )
+    SELECT array_agg(e.tenant_id), array_agg(e.id) INTO tenants, ids FROM events e;
+    IF ids IS NOT NULL THEN
+        PERFORM billing._stripe_usage_settled(tenants, ids);
+    END IF;
+    PERFORM billing._stripe_settle(s.tenant_id, s.id, s.attempt, s.outcome, s.http_status, s.response, s.error, s.retry_in)
+       FROM jsonb_to_recordset(settlements) s (tenant_id text, id bigint, attempt int, outcome text, http_status int, response jsonb,
+                                               error text, retry_in interval)
+      WHERE s.id <> ALL (coalesce(ids, '{}'));
 END $$;

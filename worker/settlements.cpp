@@ -1,6 +1,6 @@
 #include "worker/settlements.hpp"
 
-#include <algorithm>
+#include <nlohmann/json.hpp>
 #include <utility>
 
 extern "C" {
@@ -25,8 +25,7 @@ void Settlements::note(std::vector<Claim> claims, const stripe::Verdict &verdict
         settlement.outcome = outcome;
         if (!at_once)
             settlement.retry_in = stripe::retry_delay(claim.attempt, answer.retry_after, random);
-        if (answer.status)
-            settlement.status = std::to_string(answer.status);
+        settlement.status = answer.status;
         // The body itself, not the parsed one: its numbers keep their digits.
         if (verdict.response.is_object())
             settlement.response = answer.body;
@@ -42,8 +41,12 @@ void Settlements::write() {
         return;
     const std::vector<Settlement> settlements = std::exchange(noted_, {});
     const auto write_all = [&](auto first, auto last) {
-        session_.transaction("settling requests to Stripe",
-                             [&] { std::for_each(first, last, [&](const Settlement &s) { write(s); }); });
+        std::string all;
+        for (; first != last; ++first)
+            all += (all.empty() ? '[' : ',') + as_json(*first);
+        session_.transaction("settling requests to Stripe", [&] {
+            session_.query("SELECT billing._stripe_settle_all($1::jsonb)", {all + ']'});
+        });
     };
     // An answer that this database cannot hold (say, a character its encoding lacks) would come again with every repeat.
     // Anything else (a lock timeout, a shutdown) ends the run; the claims run out.
@@ -73,11 +76,20 @@ void Settlements::write() {
     }
 }
 
-void Settlements::write(const Settlement &s) {
-    session_.query(
-        "SELECT billing._stripe_settle($1, $2::bigint, $3::int, $4, $5::int, $6::jsonb, $7, $8::interval)",
-        {s.claim.tenant, s.claim.id, std::to_string(s.claim.attempt), stripe::outcome_name(s.outcome),
-         s.status, s.response, s.error, std::to_string(s.retry_in.count()) + " milliseconds"});
+std::string Settlements::as_json(const Settlement &s) {
+    nlohmann::json object = {{"tenant_id", s.claim.tenant},
+                             {"id", s.claim.id},
+                             {"attempt", s.claim.attempt},
+                             {"outcome", stripe::outcome_name(s.outcome)},
+                             {"retry_in", std::to_string(s.retry_in.count()) + " milliseconds"}};
+    if (s.status)
+        object["http_status"] = s.status;
+    if (s.error)
+        object["error"] = *s.error;
+    std::string text = object.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+    if (s.response)
+        text.replace(text.size() - 1, 1, ",\"response\":" + *s.response + "}");
+    return text;
 }
 
 void Settlements::report() const {

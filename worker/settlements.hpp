@@ -33,14 +33,15 @@ class Settlements {
     const std::string &trouble() const { return trouble_; }
 
   private:
-    // As _stripe_settle takes it.
+    // As _stripe_settle_all takes it.
     struct Settlement {
         Claim claim;
         stripe::Outcome outcome = stripe::Outcome::failed;
-        Value status, response, error;
+        int status = 0;
+        Value response, error;
         std::chrono::milliseconds retry_in{0};
     };
-    void write(const Settlement &settlement);
+    static std::string as_json(const Settlement &settlement);
 
     Session &session_;
     std::vector<Settlement> noted_;

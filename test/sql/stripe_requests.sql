@@ -152,3 +152,29 @@ SELECT count(*) FROM billing.stripe_outbox WHERE tenant_id = 'old';
 RESET pg_billing.outbox_retention;
 SELECT billing.maintain();
 SELECT subject FROM billing.stripe_outbox WHERE tenant_id = 'old' ORDER BY 1;
+
+-- many answers at once: delivered usage is followed by its next hour; an answer to an attempt that was given up changes nothing
+SELECT FROM billing.create_customer('many', 'Many', 'm@m.example', stripe => true) \g /dev/null
+SELECT FROM billing.create_subscription('many', 'standard') \g /dev/null
+CALL stripe();
+CALL travel('5 hours');
+SELECT FROM unnest('{api_calls,llm_tokens}'::text[]) m, generate_series(1, 2) h,
+            LATERAL (SELECT billing.record_usage('many', m, 100 * h, NULL, billing.now() - h * interval '1 hour')) u \g /dev/null
+SELECT billing.run_rollup();
+SELECT billing._stripe_plan() > 0 AS planned;
+SELECT count(*) > 0 AS claimed FROM billing._stripe_claim(100, '1 minute');
+CREATE VIEW usage_requests AS
+    SELECT subject, params #>> '{payload,value}' AS value, state, error, http_status, settled_at IS NOT NULL AS settled, response
+      FROM billing.stripe_outbox WHERE tenant_id = 'many' AND kind = 'meter_event' AND subject IN ('api_calls', 'llm_tokens') ORDER BY id;
+SELECT billing._stripe_settle_all(jsonb_agg(jsonb_build_object('tenant_id', o.tenant_id, 'id', o.id::text, 'attempt', o.attempts + 1,
+           'outcome', 'delivered', 'http_status', 200, 'response', '{}'::jsonb, 'retry_in', '0 milliseconds')))
+  FROM billing.stripe_outbox o WHERE o.tenant_id = 'many' AND o.state = 'sending';
+SELECT * FROM usage_requests;
+SELECT billing._stripe_settle_all(jsonb_agg(CASE o.subject
+           WHEN 'api_calls' THEN jsonb_build_object('tenant_id', o.tenant_id, 'id', o.id::text, 'attempt', o.attempts,
+               'outcome', 'delivered', 'http_status', 200, 'response', '{"object": "billing.meter_event"}'::jsonb, 'retry_in', '0 milliseconds')
+           ELSE jsonb_build_object('tenant_id', o.tenant_id, 'id', o.id::text, 'attempt', o.attempts,
+               'outcome', 'retry', 'error', 'no answer', 'retry_in', '1000 milliseconds') END))
+  FROM billing.stripe_outbox o WHERE o.tenant_id = 'many' AND o.state = 'sending';
+SELECT * FROM usage_requests;
+SELECT not_before > clock_timestamp() AS later FROM billing.stripe_outbox WHERE tenant_id = 'many' AND error = 'no answer';
