@@ -33,6 +33,7 @@ BEGIN
     PERFORM billing._install_rollup_kinds();
     PERFORM billing._install_quota_triggers();
     PERFORM billing._install_stripe();
+    PERFORM billing._install_price_changes();
     PERFORM billing._install_export_figures();
     PERFORM billing._install_export_deltas();
     PERFORM billing._install_export_files();

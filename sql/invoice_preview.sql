@@ -63,16 +63,20 @@ BEGIN
     ), theirs AS (
         SELECT s.*, row_number() OVER (PARTITION BY s.metric, s.extra ORDER BY s.n) AS nth FROM stripe s
     ), ours AS (
-        SELECT i.metric, i.description, i.quantity, i.amount, i.n, row_number() OVER (PARTITION BY i.metric ORDER BY i.n) AS nth
-          FROM billing._invoice(own, false) WITH ORDINALITY i (metric, tier, description, quantity, unit_amount, amount, currency,
-                                                               period_start, period_end, n)
+        SELECT i.*, row_number() OVER (PARTITION BY i.metric, i.extra ORDER BY i.n) AS nth
+          FROM (SELECT x.*, CASE WHEN x.kind = 'proration' THEN 'a change of plan, prorated'
+                                 WHEN x.kind = 'usage' AND x.period_end < max(x.period_end) OVER (PARTITION BY x.metric, x.kind)
+                                 THEN 'used at the price before' END AS extra
+                  FROM billing._invoice(own, false) WITH ORDINALITY x (metric, tier, description, quantity, unit_amount, amount, currency,
+                                                                       period_start, period_end, kind, n)) i
     ), lines AS (
         SELECT coalesce(o.metric, t.metric) AS metric, coalesce(o.description, t.line ->> 'description') AS description,
-               o.quantity, t.quantity AS stripe_quantity, o.amount, (t.line ->> 'amount')::numeric AS stripe_amount, t.extra,
+               o.quantity, t.quantity AS stripe_quantity, o.amount, (t.line ->> 'amount')::numeric AS stripe_amount,
+               coalesce(o.extra, t.extra) AS extra,
                o.nth AS here, t.nth AS there, coalesce(u.unsubmitted, 0) AS unsubmitted, u.kind,
                row_number() OVER (ORDER BY o.n NULLS LAST, t.n) AS ordinal
           FROM ours o
-          FULL JOIN theirs t ON t.metric IS NOT DISTINCT FROM o.metric AND t.nth = o.nth AND t.extra IS NULL
+          FULL JOIN theirs t ON (t.metric, t.extra) IS NOT DISTINCT FROM (o.metric, o.extra) AND t.nth = o.nth
           LEFT JOIN LATERAL (
                SELECT m.kind, billing._billable(own, m.name, q.billing_period)
                       - coalesce((SELECT sum(a.submitted) FROM billing.usage_aggregates a
@@ -86,8 +90,9 @@ BEGIN
     SELECT own, l.ordinal, l.metric, l.description, l.quantity, l.stripe_quantity, l.amount, l.stripe_amount,
            trim_scale(l.unsubmitted),
            CASE WHEN l.here IS NULL THEN coalesce(l.extra, 'only at Stripe')
-                WHEN l.there IS NULL AND l.unsubmitted = 0 THEN 'only here'
                 WHEN (l.quantity, l.amount) IS NOT DISTINCT FROM (l.stripe_quantity, l.stripe_amount) THEN NULL
+                WHEN l.extra IS NOT NULL THEN l.extra
+                WHEN l.there IS NULL AND l.unsubmitted = 0 THEN 'only here'
                 WHEN l.kind = 'gauge' THEN 'Stripe has the level that was submitted last'
                 WHEN l.unsubmitted <> 0 THEN 'usage that is not submitted yet'
                 ELSE 'unexplained' END, billing.now()

@@ -90,21 +90,22 @@ $$;
 COMMENT ON FUNCTION billing.get_overage_cost(text, text, text) IS
     'returns what the overage costs, in minor units: the price of all usage less that of the allowance. Raises UB010, UB011, UB032, UB040';
 
--- The invoice that ends the current period: its usage, which a trial does not bill, and in advance the next period's fee, or
--- the next year's if that is due then.
+-- The invoice that ends the current period: its usage, which a trial does not bill, what changes of price within the period
+-- have left (price_changes.sql), and in advance the next period's fee, or the next year's if that is due then.
 CREATE FUNCTION billing._invoice(own text, projected boolean)
 RETURNS TABLE (metric text, tier int, description text, quantity numeric, unit_amount numeric, amount numeric,
-               currency text, period_start timestamptz, period_end timestamptz)
+               currency text, period_start timestamptz, period_end timestamptz, kind text)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     s record;
+    changes jsonb;
     period tstzrange;
     following tstzrange;
 BEGIN
     PERFORM billing._check_tenant(own);
     SELECT x.plan, x.plan_version, x.trial_end, x.anchor, x.interval_months, x.timezone, x.cancel_at_period_end, p.display_name,
            w.terms ->> 'currency' AS currency, (w.terms ->> 'amount')::numeric AS price,
-           (w.terms ->> 'months')::int AS fee_months, coalesce(x.fee_anchor, x.anchor) AS fee_anchor INTO s
+           (w.terms ->> 'months')::int AS fee_months, coalesce(x.fee_anchor, x.anchor) AS fee_anchor, to_jsonb(x) AS whole INTO s
       FROM billing.subscriptions x
       JOIN billing.plans p ON p.name = x.plan
       JOIN LATERAL billing._prices_of(x.tenant_id, x.plan, x.plan_version) w ON w.metric IS NULL
@@ -114,18 +115,40 @@ BEGIN
     END IF;
     SELECT q.billing_period INTO period FROM billing._quota_in_force(own, NULL, billing.now()) q;
     IF (s.trial_end > billing.now()) IS NOT TRUE THEN
+        SELECT coalesce(jsonb_agg(c), '[]') INTO changes FROM billing._price_changes(s.whole) c;
         RETURN QUERY
+        WITH changed AS (
+            SELECT * FROM jsonb_to_recordset(changes) c (metric text, changed_at timestamptz, terms jsonb, next_terms jsonb,
+                                                         quantity numeric, proration_behavior text)
+        ), usage AS (
+            SELECT c.metric, c.terms, c.quantity, c.changed_at AS until FROM changed c
+             WHERE c.metric IS NOT NULL AND c.proration_behavior = 'create_prorations'
+            UNION ALL
+            SELECT w.metric, w.terms, CASE WHEN projected THEN billing.get_projected_usage(own, w.metric)
+                                           ELSE billing._billable(own, w.metric, period) END
+                                      + billing._late_usage_in(own, w.metric, period)
+                                      - coalesce((SELECT sum(c.quantity) FROM changed c WHERE c.metric = w.metric), 0), NULL
+              FROM billing._prices_of(own, s.plan, s.plan_version) w WHERE w.metric IS NOT NULL
+        )
         SELECT m.name, r.tier,
                format('%s × %s', r.quantity, m.display_name)
                    || coalesce(' (Tier ' || r.tier || CASE WHEN r.flat THEN ' flat fee' ELSE '' END || ')', ''),
-               r.quantity, r.unit_amount, r.amount, s.currency, lower(period), upper(period)
-          FROM billing._prices_of(own, s.plan, s.plan_version) w
-          JOIN billing.metrics m ON m.name = w.metric
-         CROSS JOIN LATERAL billing._rate(w.terms,
-                                          greatest(0, CASE WHEN projected THEN billing.get_projected_usage(own, m.name)
-                                                           ELSE billing._billable(own, m.name, period) END
-                                                      + billing._late_usage_in(own, m.name, period))) r
-         ORDER BY m.name, r.tier, r.flat;
+               r.quantity, r.unit_amount, r.amount, s.currency, lower(period), coalesce(u.until, upper(period)), 'usage'
+          FROM usage u
+          JOIN billing.metrics m ON m.name = u.metric
+         CROSS JOIN LATERAL billing._rate(u.terms, greatest(0, u.quantity)) r
+         ORDER BY m.name, u.until NULLS LAST, r.tier, r.flat;
+        RETURN QUERY
+        SELECT NULL, NULL::int, CASE WHEN p.sign < 0 THEN 'The rest of the period at the price before' ELSE 'The rest of the period' END,
+               1::numeric, NULL::numeric,
+               p.sign * round((p.terms ->> 'amount')::numeric * extract(epoch FROM upper(f.period) - c.changed_at)
+                              / extract(epoch FROM upper(f.period) - lower(f.period))),
+               s.currency, c.changed_at, upper(f.period), 'proration'
+          FROM jsonb_to_recordset(changes) c (metric text, changed_at timestamptz, terms jsonb, next_terms jsonb, proration_behavior text)
+         CROSS JOIN LATERAL (VALUES (-1, c.terms), (1, c.next_terms)) p (sign, terms)
+         CROSS JOIN LATERAL billing._fee_period(s.whole, (p.terms ->> 'months')::int, c.changed_at) f (period)
+         WHERE c.metric IS NULL AND c.proration_behavior = 'create_prorations' AND p.terms IS NOT NULL
+         ORDER BY c.changed_at, p.sign;
     END IF;
     IF NOT s.cancel_at_period_end THEN
         following := billing._period_at(CASE WHEN s.fee_months > s.interval_months THEN s.fee_anchor ELSE s.anchor END, s.fee_months,
@@ -139,7 +162,7 @@ BEGIN
             END IF;
         END IF;
         RETURN QUERY SELECT NULL, NULL::int, format('1 × %s', s.display_name), 1::numeric, s.price, round(s.price), s.currency,
-                            lower(following), upper(following);
+                            lower(following), upper(following), 'fee';
     END IF;
 END $$;
 
@@ -148,7 +171,7 @@ RETURNS TABLE (metric text, tier int, description text, quantity numeric, unit_a
                currency text, period_start timestamptz, period_end timestamptz, kind text)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     WITH lines AS (
-        SELECT i.*, CASE WHEN i.metric IS NULL THEN 'fee' ELSE 'usage' END FROM billing._invoice($1, false) i
+        SELECT * FROM billing._invoice($1, false)
     ), usage AS (
         SELECT array_agg(m.metric ORDER BY m.metric) AS metrics, array_agg(m.amount ORDER BY m.metric) AS amounts,
                min(m.currency) AS currency, min(m.period_start) AS period_start, max(m.period_end) AS period_end
@@ -161,7 +184,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
       FROM usage u, billing._credit_for($1, u.currency, u.metrics, u.amounts, u.period_end) c
 $$;
 COMMENT ON FUNCTION billing.get_upcoming_invoice(text) IS
-    'returns the lines of the invoice that ends the current billing period, as if it ended now: its usage, by metric and tier, the next period''s flat fee, and, below zero, the credit that pays for usage (kind: usage, fee or credit); amounts in minor units, before taxes; no line without a subscription, or while it is paused. Raises UB010, UB040';
+    'returns the lines of the invoice that ends the current billing period, as if it ended now: its usage, by metric and tier, what changes of the plan within the period leave to be credited and charged of flat fees, the next period''s flat fee, and, below zero, the credit that pays for usage (kind: usage, proration, fee or credit); amounts in minor units, before taxes; no line without a subscription, or while it is paused. Raises UB010, UB040';
 
 CREATE FUNCTION billing.get_projected_cost(tenant_id text, metric text DEFAULT NULL) RETURNS numeric
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$

@@ -250,6 +250,7 @@ BEGIN
             s.stripe_status, s.stripe_plan, s.stripe_item_id, s.stripe_price_id, s.stripe_cancels, s.stripe_trial_end,
             s.stripe_ended_at, s.stripe_offset, s.fee_anchor, s.prices_due)
      WHERE x.tenant_id = s.tenant_id AND x.id = s.id;
+    PERFORM billing._note_price_changes(to_jsonb(was), subscription #> '{items,data}');
     PERFORM billing._apply_subscription_items(to_jsonb(was), subscription #> '{items,data}');
     -- What somebody changed there by hand within a plan stays; what was asked for here is due until it is there.
     UPDATE billing.subscriptions x SET prices_due = false

@@ -73,6 +73,15 @@ PRORATIONS='[.lines.data[] | select(.parent.subscription_item_details.proration)
 is 'an upgrade is prorated once: a credit and a charge' "$(preview up "$PRORATIONS")" '[-1,1]'
 is 'a downgrade, too' "$(preview updown "$PRORATIONS")" '[-1,1]'
 is 'and not at all if told so' "$(preview gratis "$PRORATIONS")" '[]'
+# Whose clock took the change when may make a cent.
+sql "SELECT billing.compare_upcoming_invoice(t) FROM unnest('{up,updown,gratis,atonce}'::text[]) t" >/dev/null
+ok 'the upcoming invoices are compared with what Stripe previews' sql "SELECT billing.run_stripe_sync('60 s')"
+is 'and told here line by line, with what a change of plan leaves' \
+    "$(sql "SELECT tenant_id, ordinal, description, quantity, stripe_quantity, amount, stripe_amount, difference FROM billing.invoice_comparisons
+             WHERE (quantity = stripe_quantity AND abs(amount - stripe_amount) <= 1) IS NOT TRUE ORDER BY 1, 2")" ''
+is 'the used part at the price before among them' \
+    "$(sql "SELECT string_agg(trim_scale(quantity) || ' for ' || amount, ', ' ORDER BY ordinal) FROM billing.invoice_comparisons
+             WHERE tenant_id = 'up' AND metric = 'llm_tokens'")" '1000000 for 0, 2000 for 2, 0 for 0'
 # In whole dollars, up: less than an hour of the month is over.
 is 'it is billed at once if told so' \
     "$(sandbox GET "/v1/invoices?subscription=$(stripe_id atonce)" |

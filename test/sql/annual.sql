@@ -13,7 +13,7 @@ SELECT FROM billing.create_customer('local', 'Local', 'a@a.example', stripe => f
 SELECT coalesce(metric, 'fee') AS price, terms -> 'months' AS months FROM billing.plan_prices WHERE plan = 'yearly' ORDER BY metric NULLS FIRST;
 CREATE VIEW bills AS
     SELECT s.tenant_id, i.metric, i.amount, i.period_start, i.period_end
-      FROM billing.subscriptions s, billing.get_upcoming_invoice(s.tenant_id) i
+      FROM billing.subscriptions s JOIN billing.get_upcoming_invoice(s.tenant_id) i ON i.kind <> 'proration'
      WHERE i.metric IS NULL OR i.metric = 'llm_tokens' AND i.tier > 1 ORDER BY 1, 2;
 SELECT FROM billing.record_usage('local', 'llm_tokens', 3000000) \g /dev/null
 SELECT current_period_start, current_period_end FROM billing.subscriptions;

@@ -11,7 +11,7 @@ CREATE VIEW requests AS
       FROM billing.stripe_outbox WHERE state IN ('waiting', 'sending') ORDER BY id;
 CREATE VIEW bills AS
     SELECT s.tenant_id, s.plan, i.metric, i.tier, i.quantity, i.unit_amount, i.amount
-      FROM billing.subscriptions s, billing.get_upcoming_invoice(s.tenant_id) i
+      FROM billing.subscriptions s JOIN billing.get_upcoming_invoice(s.tenant_id) i ON i.kind <> 'proration'
      WHERE i.metric = 'llm_tokens' OR i.metric IS NULL ORDER BY 1, 3, 4;
 SELECT FROM unnest('{acme,beta}'::text[]) t, billing.create_customer(t, t, 'a@a.example', stripe => true),
        billing.create_subscription(t, 'standard', 'send_invoice', 30) \g /dev/null
@@ -95,7 +95,7 @@ SELECT billing._stripe_plan();
 SET ROLE billing_tenant;
 SET pg_billing.tenant_id = 'gamma';
 SELECT DISTINCT tenant_id FROM billing.tenant_prices;
-SELECT amount FROM billing.get_upcoming_invoice('gamma') WHERE metric IS NULL;
+SELECT amount FROM billing.get_upcoming_invoice('gamma') WHERE kind = 'fee';
 RESET ROLE;
 CALL attempt($$SELECT billing.set_price('acme', NULL, '1')$$);
 RESET pg_billing.tenant_id;
