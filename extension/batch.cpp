@@ -9,6 +9,7 @@
 //   - Counters are held before anything is written: an event for whose counter there is no room is rejected.
 //   - Results are those of single calls in the order given.
 #include <algorithm>
+#include <iterator>
 
 #include "extension/batch_events.hpp"
 #include "extension/decision.hpp"
@@ -240,40 +241,49 @@ void write_events(const Admitted &admitted, TimestampTz tick) {
     pg_call([&] { ledger::write_events(rows, count); });
 }
 
+// What a row of results has: the status and its reason, or all of the decision.
+enum class Answer { status, decision };
+
 // Returns a row of results for each event, in the order given. Plain calls into PostgreSQL.
-void put_results(FunctionCallInfo fcinfo, const Batch &batch) {
-    const Datum rejected = CStringGetTextDatum("rejected"), recorded = CStringGetTextDatum("recorded"),
-                duplicate = CStringGetTextDatum("duplicate");
-    const char *reason = nullptr;
-    Datum reason_text = 0;
+void put_results(FunctionCallInfo fcinfo, const Batch &batch, Answer answer) {
     InitMaterializedSRF(fcinfo, 0);
     auto *result = reinterpret_cast<ReturnSetInfo *>(fcinfo->resultinfo);
+    const MemoryContext row_context =
+        AllocSetContextCreate(CurrentMemoryContext, "pg_billing result", ALLOCSET_DEFAULT_SIZES);
     for (int i = 0; i < batch.count; i++) {
         const BatchEvent &event = batch.events[i];
-        const char *event_reason = event.rejection;
-        if (!event_reason) {
+        const MemoryContext before = MemoryContextSwitchTo(row_context);
+        Decision decision{"rejected", false, event.rejection};
+        if (!event.rejection) {
             const Terms &terms = event.group->terms;
             Group &period = *event.group->period;
             if (event.fresh && terms.adds_up())
                 period.used += event.units;
-            event_reason = decide_allowed("recorded", terms, period.used).reason;
+            decision = decide_allowed(event.fresh ? "recorded" : "duplicate", terms, period.used);
+            if (!terms.adds_up())
+                decision.limit = nullptr;
         }
-        if (event_reason != reason) {
-            reason = event_reason;
-            reason_text = CStringGetTextDatum(reason);
+        enum { ordinal, key, first };
+        Datum values[first + kDecisionColumns] = {Int32GetDatum(event.ordinal), event.call.key};
+        bool nulls[first + kDecisionColumns] = {false, !event.call.key};
+        if (answer == Answer::status) {
+            values[first] = CStringGetTextDatum(decision.status);
+            values[first + 1] = CStringGetTextDatum(decision.reason);
+        } else if (event.rejection) {
+            std::fill(nulls + first, std::end(nulls), true);
+            nulls[first + kStatus] = nulls[first + kReason] = false;
+            values[first + kStatus] = CStringGetTextDatum(decision.status);
+            values[first + kReason] = CStringGetTextDatum(decision.reason);
+        } else {
+            fill_decision(event.group->terms, decision, values + first, nulls + first);
         }
-        const Datum values[] = {Int32GetDatum(event.ordinal), event.call.key,
-                                event.rejection ? rejected
-                                : event.fresh   ? recorded
-                                                : duplicate,
-                                reason_text};
-        const bool nulls[] = {false, !event.call.key, false, false};
-        tuplestore_putvalues(result->setResult, result->setDesc, const_cast<Datum *>(values),
-                             const_cast<bool *>(nulls));
+        MemoryContextSwitchTo(before);
+        tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+        MemoryContextReset(row_context);
     }
 }
 
-Datum record_batch(FunctionCallInfo fcinfo, const Batch &batch) {
+Datum record_batch(FunctionCallInfo fcinfo, const Batch &batch, Answer answer = Answer::status) {
     require_writable();
     Groups groups;
     const Admitted admitted = admit_all(batch, groups);
@@ -287,7 +297,7 @@ Datum record_batch(FunctionCallInfo fcinfo, const Batch &batch) {
             stats::count(group->terms.stats, "duplicate", nullptr, group->duplicate);
         }
     }
-    pg_call([&] { put_results(fcinfo, batch); });
+    pg_call([&] { put_results(fcinfo, batch, answer); });
     PG_RETURN_VOID();
 }
 
@@ -302,4 +312,8 @@ PG_BILLING_FUNCTION(pg_billing_record_usage_batch_jsonb) {
 
 PG_BILLING_FUNCTION(pg_billing_record_usage_batch_arrays) {
     return pg_entry([&] { return record_batch(fcinfo, read_events_from_arrays(fcinfo)); });
+}
+
+PG_BILLING_FUNCTION(pg_billing_record_usage_decided) {
+    return pg_entry([&] { return record_batch(fcinfo, read_events_from_arrays(fcinfo), Answer::decision); });
 }

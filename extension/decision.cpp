@@ -40,36 +40,6 @@ const char *warning_for(const Limit &limit, int64 used) {
     return used > limit.quota ? "over_quota" : "near_quota";
 }
 
-// The columns of billing.decision.
-enum { kStatus, kAllowed, kReason, kUsed, kQuota, kRemaining, kCap, kResetsAt, kWarning, kColumns };
-
-void fill(const Terms &terms, const Decision &decision, Datum *values, bool *nulls) {
-    const Limit &limit = decision.limit ? *decision.limit : terms.period();
-    const bool limited = limit.quota != PG_INT64_MAX;
-    const Cap cap = limit.window == Window::period ? terms.cap : Cap::hard;
-    values[kStatus] = CStringGetTextDatum(decision.status);
-    values[kAllowed] = BoolGetDatum(decision.allowed);
-    values[kReason] = CStringGetTextDatum(decision.reason);
-    nulls[kUsed] = !decision.limit;
-    if (!nulls[kUsed])
-        values[kUsed] = NumericGetDatum(from_units(decision.used, terms.scale));
-    nulls[kQuota] = !limited;
-    if (limited)
-        values[kQuota] = NumericGetDatum(from_units(limit.quota, terms.scale));
-    nulls[kRemaining] = !limited || !decision.limit;
-    if (!nulls[kRemaining])
-        values[kRemaining] = NumericGetDatum(from_units(Max(limit.quota - decision.used, 0), terms.scale));
-    nulls[kCap] = cap == Cap::not_in_force;
-    if (!nulls[kCap])
-        values[kCap] = CStringGetTextDatum(kCapNames[static_cast<int>(cap)]);
-    nulls[kResetsAt] = TIMESTAMP_NOT_FINITE(limit.end);
-    values[kResetsAt] = TimestampTzGetDatum(limit.end);
-    const char *warns = decision.limit && decision.allowed ? warning_for(limit, decision.used) : nullptr;
-    nulls[kWarning] = !warns;
-    if (warns)
-        values[kWarning] = CStringGetTextDatum(warns);
-}
-
 Datum row_datum(FunctionCallInfo fcinfo, int columns, Datum *values, bool *nulls) {
     Oid type = get_fn_expr_rettype(fcinfo->flinfo);
     if (!OidIsValid(type))
@@ -101,23 +71,50 @@ Decision decide_denied(const Terms &terms, const Limit &limit, int64 used) {
     return {"denied", false, reason, &limit, used};
 }
 
+void fill_decision(const Terms &terms, const Decision &decision, Datum *values, bool *nulls) {
+    const Limit &limit = decision.limit ? *decision.limit : terms.period();
+    const bool limited = limit.quota != PG_INT64_MAX;
+    const Cap cap = limit.window == Window::period ? terms.cap : Cap::hard;
+    values[kStatus] = CStringGetTextDatum(decision.status);
+    values[kAllowed] = BoolGetDatum(decision.allowed);
+    values[kReason] = CStringGetTextDatum(decision.reason);
+    nulls[kUsed] = !decision.limit;
+    if (!nulls[kUsed])
+        values[kUsed] = NumericGetDatum(from_units(decision.used, terms.scale));
+    nulls[kQuota] = !limited;
+    if (limited)
+        values[kQuota] = NumericGetDatum(from_units(limit.quota, terms.scale));
+    nulls[kRemaining] = !limited || !decision.limit;
+    if (!nulls[kRemaining])
+        values[kRemaining] = NumericGetDatum(from_units(Max(limit.quota - decision.used, 0), terms.scale));
+    nulls[kCap] = cap == Cap::not_in_force;
+    if (!nulls[kCap])
+        values[kCap] = CStringGetTextDatum(kCapNames[static_cast<int>(cap)]);
+    nulls[kResetsAt] = TIMESTAMP_NOT_FINITE(limit.end);
+    values[kResetsAt] = TimestampTzGetDatum(limit.end);
+    const char *warns = decision.limit && decision.allowed ? warning_for(limit, decision.used) : nullptr;
+    nulls[kWarning] = !warns;
+    if (warns)
+        values[kWarning] = CStringGetTextDatum(warns);
+}
+
 Datum decision_datum(FunctionCallInfo fcinfo, const Terms &terms, const Decision &decision) {
     stats::count(terms.stats, decision.status, decision.reason);
-    Datum values[kColumns] = {};
-    bool nulls[kColumns] = {};
-    fill(terms, decision, values, nulls);
-    return row_datum(fcinfo, kColumns, values, nulls);
+    Datum values[kDecisionColumns] = {};
+    bool nulls[kDecisionColumns] = {};
+    fill_decision(terms, decision, values, nulls);
+    return row_datum(fcinfo, kDecisionColumns, values, nulls);
 }
 
 Datum reservation_datum(FunctionCallInfo fcinfo, const pg_uuid_t *id, const Terms &terms,
                         const Decision &decision) {
     stats::count(terms.stats, decision.status, decision.reason);
-    Datum values[1 + kColumns] = {};
-    bool nulls[1 + kColumns] = {};
+    Datum values[1 + kDecisionColumns] = {};
+    bool nulls[1 + kDecisionColumns] = {};
     nulls[0] = !id;
     values[0] = UUIDPGetDatum(id);
-    fill(terms, decision, values + 1, nulls + 1);
-    return row_datum(fcinfo, 1 + kColumns, values, nulls);
+    fill_decision(terms, decision, values + 1, nulls + 1);
+    return row_datum(fcinfo, 1 + kDecisionColumns, values, nulls);
 }
 
 }  // namespace pg_billing

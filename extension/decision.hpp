@@ -24,6 +24,23 @@ Decision decide_allowed(const char *status, const Terms &terms, int64 used);
 Decision decide_refused(const Terms &terms);
 Decision decide_denied(const Terms &terms, const Limit &limit, int64 used);
 
+// The columns of billing.decision.
+enum DecisionColumn {
+    kStatus,
+    kAllowed,
+    kReason,
+    kUsed,
+    kQuota,
+    kRemaining,
+    kCap,
+    kResetsAt,
+    kWarning,
+    kDecisionColumns
+};
+
+// Fills in these columns; all must be zero before. Plain calls into PostgreSQL.
+void fill_decision(const Terms &terms, const Decision &decision, Datum *values, bool *nulls);
+
 // Count the decision and form its SQL value, a billing.decision or a billing.reservation (id null: none was made). Plain
 // calls into PostgreSQL: to be used inside pg_call().
 Datum decision_datum(FunctionCallInfo fcinfo, const Terms &terms, const Decision &decision);

@@ -50,29 +50,54 @@ std::string sha256_as_bytea(std::string_view text) {
 
 }  // namespace
 
-Statement begin_request(const http::Request &request, std::string scope) {
+Credential credential(const http::Request &request) {
     const std::string_view key = presented_key(request);
     if (!key.starts_with("pgb_"))
         throw Problem(401, "invalid_api_key", "This is not an API key: they start with pgb_.");
-    Statement statement{"SELECT billing.begin_request($1::bytea, $2::text, $3::text)", {}};
-    statement.parameters.emplace_back(sha256_as_bytea(key));
-    if (const auto tenant = request.field("x-tenant-id"))
-        statement.parameters.emplace_back(std::string(*tenant));
-    else
-        statement.parameters.emplace_back();
-    statement.parameters.emplace_back(std::move(scope));
-    return statement;
+    Credential credential{sha256_as_bytea(key), std::nullopt};
+    if (const auto tenant = request.field("x-tenant-id")) {
+        if (!is_text(*tenant))
+            throw Problem(400, "invalid_tenant_id", "The header X-Tenant-Id is not UTF-8.", "X-Tenant-Id");
+        credential.tenant.emplace(*tenant);
+    }
+    return credential;
+}
+
+Statement begin_request(const http::Request &request, std::string scope) {
+    Credential caller = credential(request);
+    return {"SELECT billing.begin_request($1::bytea, $2::text, $3::text)",
+            {std::move(caller.key_sha256), std::move(caller.tenant), std::move(scope)}};
+}
+
+std::string media_type(std::string_view content_type) {
+    const auto semicolon = content_type.find(';');
+    const std::string_view parameter =
+        semicolon == content_type.npos ? std::string_view() : trim(content_type.substr(semicolon + 1));
+    // RFC 8259 §8.1: JSON between systems is UTF-8; the parameter is redundant but common.
+    if (!parameter.empty() && !equal_ignoring_case(parameter, "charset=utf-8") &&
+        !equal_ignoring_case(parameter, "charset=\"utf-8\""))
+        return {};
+    std::string type(trim(content_type.substr(0, semicolon)));
+    std::transform(type.begin(), type.end(), type.begin(),
+                   [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+    return type;
+}
+
+std::string unquoted(std::string_view text) {
+    text = trim(text);
+    if (text.size() < 2 || text.front() != '"' || text.back() != '"')
+        return std::string(text);
+    std::string plain;
+    for (std::size_t i = 1; i + 1 < text.size(); ++i) {
+        if (text[i] == '\\' && i + 2 < text.size())
+            ++i;
+        plain += text[i];
+    }
+    return plain;
 }
 
 Json json_body(const http::Request &request) {
-    const std::string_view type = request.field("content-type").value_or("");
-    const auto semicolon = type.find(';');
-    const std::string_view parameter =
-        semicolon == type.npos ? std::string_view() : trim(type.substr(semicolon + 1));
-    // RFC 8259 §8.1: JSON between systems is UTF-8; the parameter is redundant but common.
-    const bool utf8 = parameter.empty() || equal_ignoring_case(parameter, "charset=utf-8") ||
-                      equal_ignoring_case(parameter, "charset=\"utf-8\"");
-    if (!equal_ignoring_case(trim(type.substr(0, semicolon)), "application/json") || !utf8)
+    if (media_type(request.field("content-type").value_or("")) != "application/json")
         throw Problem(415, "unsupported_media_type", "The body must be application/json in UTF-8.",
                       "Content-Type");
     return parse_json(request.body);
@@ -90,17 +115,9 @@ std::optional<std::string> idempotency_key(const http::Request &request) {
     const auto field = request.field("idempotency-key");
     if (!field)
         return std::nullopt;
-    const std::string_view value = trim(*field);
-    if (value.size() < 2 || value.front() != '"' || value.back() != '"')
-        return std::string(value);
-    // A structured field's string (RFC 9651 §3.3.3): unescape what is between the quotes.
-    std::string key;
-    for (std::size_t i = 1; i + 1 < value.size(); ++i) {
-        if (value[i] == '\\' && i + 2 < value.size())
-            ++i;
-        key += value[i];
-    }
-    return key;
+    if (!is_text(*field))
+        throw Problem(400, "invalid_value", "The header Idempotency-Key is not UTF-8.", "Idempotency-Key");
+    return unquoted(*field);
 }
 
 http::Response json_response(unsigned status, std::string json) {

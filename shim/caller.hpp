@@ -4,6 +4,7 @@
 // scope and fixes the tenant for the statements behind it. The shim only presents the key's hash.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -16,8 +17,25 @@ namespace pg_billing::shim {
 // The tenant of a request in SQL, as begin_request() has fixed it.
 inline constexpr char kTenant[] = "current_setting('pg_billing.tenant_id')";
 
-// Returns the statement that must precede the others of a request. Throws Problem 401 without a credential.
+// Who calls: what billing.begin_request() and billing.authenticate() look at.
+struct Credential {
+    std::string key_sha256;  // as PostgreSQL reads a bytea
+    std::optional<std::string> tenant;
+
+    bool operator==(const Credential &) const = default;
+};
+
+// Returns the credential of a request. Throws Problem 401 without one, 400 if X-Tenant-Id is not UTF-8.
+Credential credential(const http::Request &request);
+
+// Returns the statement that must precede the others of a request. Throws as credential() does.
 Statement begin_request(const http::Request &request, std::string scope);
+
+// Returns a content type's media type in lower case, nothing if its charset is not UTF-8.
+std::string media_type(std::string_view content_type);
+
+// Returns what is between the quotes of a quoted string (RFC 9110 §5.6.4), unescaped; any other text as it is.
+std::string unquoted(std::string_view text);
 
 // Returns the request's body. Throws Problem 415 if it is not application/json, 400 if it is malformed.
 Json json_body(const http::Request &request);

@@ -156,7 +156,9 @@ struct Database::Connection : std::enable_shared_from_this<Connection> {
         up = true;
         std::vector<Statement> settings(1);
         settings[0].sql =
-            "SELECT set_config('timezone', 'UTC', false), set_config('statement_timeout', $1, false)";
+            "SELECT set_config('timezone', 'UTC', false), set_config('statement_timeout', $1, false), "
+            "set_config('synchronous_commit', coalesce(nullif(current_setting('synchronous_commit'), 'off'), "
+            "'on'), false)";  // an answer tells of what is durable
         settings[0].parameters.emplace_back(std::to_string(options.statement_limit.count()));
         send(settings, std::make_shared<Job>(executor));
         co_return up;

@@ -8,8 +8,6 @@ namespace pg_billing::shim {
 
 namespace {
 
-enum Column { kJson, kStatus, kReason, kQuota, kRemaining, kResetsIn };
-
 // 429 if time heals it, 402 if money does.
 Problem denial(const std::string &metric, const std::string &reason) {
     if (reason == "upgrade_required")
@@ -26,36 +24,55 @@ Problem denial(const std::string &metric, const std::string &reason) {
     return problem;
 }
 
+// The decision as JSON. Numbers stay the text that the database wrote, so they keep every digit.
+std::string json_of(const Row &row) {
+    std::string json = "{";
+    const auto add = [&json](std::string_view name, const std::optional<std::string> &value, bool text) {
+        if (json.size() > 1)
+            json += ',';
+        write_json(json, name);
+        json += ':';
+        if (value && text)
+            write_json(json, std::string_view(*value));
+        else
+            json += value.value_or("null");
+    };
+    if (row.size() > kReservationId && row[kReservationId])
+        add("reservationId", row[kReservationId], true);
+    add("status", row[kStatus], true);
+    add("allowed", row[kStatus] == "denied" ? "false" : "true", false);
+    add("reason", row[kReason], true);
+    add("used", row[kUsed], false);
+    add("quota", row[kQuota], false);
+    add("remaining", row[kRemaining], false);
+    add("cap", row[kCap], true);
+    add("resetsAt", row[kResetsAt], false);
+    add("warning", row[kWarning], true);
+    return json + "}";
+}
+
+// A figure, which is not negative, rounded down.
+std::optional<std::string> whole(const std::optional<std::string> &figure) {
+    return figure ? std::optional(figure->substr(0, figure->find('.'))) : std::nullopt;
+}
+
 }  // namespace
 
-// JSON is made in SQL: numbers keep every digit, and times come out as RFC 3339 has them.
 std::string decision_query(const std::string &call, bool reservation) {
-    const std::string members =
-        R"('status', d.status, 'allowed', d.allowed, 'reason', d.reason, 'used', d.used,
-                                   'quota', d.quota, 'remaining', d.remaining, 'cap', d.cap,
-                                   'resetsAt', CASE WHEN isfinite(d.resets_at) THEN d.resets_at END,
-                                   'warning', d.warning)";
-    std::string json = "json_build_object(" + members + ")";
-    if (reservation)
-        json = "CASE WHEN d.reservation_id IS NULL THEN " + json +
-               " ELSE json_build_object('reservationId', d.reservation_id, " + members + ") END";
-    return "SELECT (" + json + R"()::text, d.status, d.reason, floor(d.quota)::text, floor(d.remaining)::text,
-               CASE WHEN isfinite(d.resets_at)
-                    THEN greatest(ceil(extract(epoch FROM d.resets_at - billing.now())), 0)::text END
-          FROM billing.)" +
-           call + " d";
+    return std::string("SELECT ") + kDecisionColumns + (reservation ? ", d.reservation_id" : "") +
+           " FROM billing." + call + " d";
 }
 
 http::Response decision_response(const std::optional<std::string> &metric, const Row &row,
                                  std::string_view made) {
-    const QuotaState state{row.at(kQuota), row.at(kRemaining), row.at(kResetsIn)};
+    const QuotaState state{whole(row.at(kQuota)), whole(row.at(kRemaining)), row.at(kResetsIn)};
     const std::string status = row.at(kStatus).value();
     http::Response response;
     if (status != "denied") {
-        response = json_response(status == made ? 201 : 200, row.at(kJson).value());
+        response = json_response(status == made ? 201 : 200, json_of(row));
     } else {
         Problem problem = denial(metric.value(), row.at(kReason).value());
-        problem.decision = row.at(kJson).value();
+        problem.decision = json_of(row);
         if (state.resets_in)
             problem.headers.emplace_back("Retry-After", *state.resets_in);
         response = to_response(problem);

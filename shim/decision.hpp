@@ -10,6 +10,26 @@
 
 namespace pg_billing::shim {
 
+// The columns of a decision's row, as decision_columns() selects them.
+enum DecisionColumn {
+    kStatus,
+    kReason,
+    kUsed,
+    kQuota,
+    kRemaining,
+    kCap,
+    kResetsAt,
+    kWarning,
+    kResetsIn,
+    kReservationId
+};
+
+// The select list, of a row d with the columns of a billing.decision.
+inline constexpr char kDecisionColumns[] =
+    R"(d.status, d.reason, d.used, d.quota, d.remaining, d.cap, to_json(d.resets_at), d.warning,
+       CASE WHEN d.resets_at IS NOT NULL
+            THEN greatest(ceil(extract(epoch FROM d.resets_at - billing.now())), 0) END)";
+
 // Returns a query whose row decision_response() reads. The call is of a function that returns a billing.decision, or a
 // billing.reservation, whose id then leads the answer unless it is a denial.
 std::string decision_query(const std::string &call, bool reservation = false);

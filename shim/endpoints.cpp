@@ -5,7 +5,7 @@ namespace pg_billing::shim {
 void add_endpoints(Router &router, const Services &services) {
     add_health_endpoints(router, services.database);
     add_openapi_endpoint(router);
-    add_usage_endpoints(router, services.database);
+    add_usage_endpoints(router, services.database, services.recorder);
     add_quota_endpoints(router, services.database);
     add_reservation_endpoints(router, services.database);
     add_subscription_endpoints(router, services.database, services.patience);

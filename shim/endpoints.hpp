@@ -2,6 +2,7 @@
 #pragma once
 
 #include "shim/database.hpp"
+#include "shim/recorder.hpp"
 #include "shim/router.hpp"
 #include "shim/wait.hpp"
 #include "shim/webhook_secrets.hpp"
@@ -11,6 +12,7 @@ namespace pg_billing::shim {
 // What endpoints need.
 struct Services {
     Database &database;
+    Recorder &recorder;
     const WebhookSecrets &secrets;
     Patience patience;
 };
@@ -19,7 +21,7 @@ struct Services {
 void add_endpoints(Router &router, const Services &services);
 
 // Adds GET usage[/:metric], POST events and POST consume.
-void add_usage_endpoints(Router &router, Database &database);
+void add_usage_endpoints(Router &router, Database &database, Recorder &recorder);
 
 // Adds GET quotas and GET check.
 void add_quota_endpoints(Router &router, Database &database);

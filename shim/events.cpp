@@ -2,6 +2,9 @@
 
 #include <nlohmann/json.hpp>
 
+#include "shim/caller.hpp"
+#include "shim/cloud_events.hpp"
+#include "shim/decision.hpp"
 #include "shim/problem.hpp"
 
 namespace pg_billing::shim {
@@ -10,22 +13,11 @@ namespace {
 
 constexpr std::size_t kMaxEvents = 1000;
 
-void write_member(std::string &to, std::string_view name, const std::optional<std::string> &json) {
-    if (!json)
-        return;
-    if (to.back() != '{')
-        to += ',';
-    write_json(to, name);
-    to += ':';
-    to += *json;
-}
-
-std::optional<std::string> as_json(const std::optional<std::string> &text) {
-    if (!text)
-        return std::nullopt;
-    std::string json;
-    write_json(json, std::string_view(*text));
-    return json;
+Event read_event(const Json &json) {
+    const Members members(json, {"metric", "quantity", "idempotencyKey", "occurredAt", "properties"});
+    return Event{members.required_text("metric"), std::nullopt,
+                 members.decimal("quantity"),     members.text("idempotencyKey"),
+                 members.timestamp("occurredAt"), members.object("properties")};
 }
 
 // The idempotency key of an event that may be wrong in other ways, so that the client can tell which it was.
@@ -36,53 +28,92 @@ std::optional<std::string> key_of(const Json &event) {
     return std::nullopt;
 }
 
-}  // namespace
-
-Event read_event(const Json &json) {
-    const Members members(json, {"metric", "quantity", "idempotencyKey", "occurredAt", "properties"});
-    return Event{members.required_text("metric"), members.decimal("quantity"), members.text("idempotencyKey"),
-                 members.timestamp("occurredAt"), members.object("properties")};
+bool is_rejected(const Recorded &recorded) {
+    return recorded.decision.at(kStatus) == "rejected";
 }
 
-Batch::Batch(const Json &array) : results_(array.items.size()), payload_("[") {
+}  // namespace
+
+Post::Post(const http::Request &request) {
+    switch (cloud_events_mode(request)) {
+        case CloudEventsMode::none: {
+            const Json body = json_body(request);
+            if (body.kind == Json::Kind::array) {
+                read_many(body);
+            } else {
+                events_.push_back(read_event(body));
+                if (!events_[0].idempotency_key)
+                    events_[0].idempotency_key = idempotency_key(request);
+            }
+            break;
+        }
+        case CloudEventsMode::batched: {
+            cloud_events_ = true;
+            const Json body = parse_json(request.body);
+            if (body.kind != Json::Kind::array)
+                throw Problem(400, "invalid_type", "A batch of CloudEvents is a JSON array.");
+            read_many(body);
+            break;
+        }
+        case CloudEventsMode::structured:
+            cloud_events_ = true;
+            events_.push_back(read_cloud_event(parse_json(request.body)));
+            break;
+        case CloudEventsMode::binary:
+            cloud_events_ = true;
+            events_.push_back(read_binary_cloud_event(request));
+            break;
+    }
+    if (!many_)
+        metric_ = events_[0].metric;
+}
+
+void Post::read_many(const Json &array) {
+    many_ = true;
     if (array.items.size() > kMaxEvents)
         throw Problem(422, "too_many_events",
                       "A request may carry " + std::to_string(kMaxEvents) + " events, this one has " +
                           std::to_string(array.items.size()) + ".");
+    results_.resize(array.items.size());
     for (std::size_t i = 0; i < array.items.size(); ++i) {
-        results_[i].idempotency_key = key_of(array.items[i]);
+        const Json &item = array.items[i];
+        results_[i].idempotency_key = cloud_events_ ? cloud_event_key(item) : key_of(item);
         try {
-            const Event event = read_event(array.items[i]);
-            std::string json = "{";
-            write_member(json, "metric", as_json(event.metric));
-            write_member(json, "quantity", event.quantity);  // checked to be a JSON number
-            write_member(json, "idempotency_key", as_json(event.idempotency_key));
-            write_member(json, "occurred_at", as_json(event.occurred_at));
-            write_member(json, "properties", event.properties);
-            payload_ += (sent_.empty() ? "" : ",") + json + "}";
+            events_.push_back(cloud_events_ ? read_cloud_event(item) : read_event(item));
             sent_.push_back(i);
         } catch (const Problem &problem) {
-            results_[i].status = "rejected";
-            results_[i].reason = problem.detail;
-            results_[i].code = problem.code;
-            results_[i].field = problem.field;
+            results_[i] = {results_[i].idempotency_key, "rejected", problem.detail, problem.code,
+                           problem.field};
         }
     }
-    payload_ += ']';
 }
 
-std::string Batch::results(const Rows &rows) const {
+Problem Post::problem_of(const Recorded &recorded) const {
+    Problem problem = to_problem(failure_of(recorded.decision.at(kReason).value()));
+    if (cloud_events_)
+        problem.field = cloud_event_attribute(problem.field);
+    return problem;
+}
+
+http::Response Post::answer(const std::vector<Recorded> &recorded) const {
+    if (!many_) {
+        if (is_rejected(recorded.at(0)))
+            throw problem_of(recorded[0]);
+        return decision_response(metric_, recorded[0].decision, "recorded");
+    }
     std::vector<Result> results = results_;
-    for (const Row &row : rows) {
-        Result &result = results.at(sent_.at(std::stoul(row.at(0).value()) - 1));
-        result.idempotency_key = row.at(1);
-        result.status = row.at(2).value();
-        if (result.status == "rejected") {
-            const Problem problem = to_problem(PgFailure(row.at(3).value(), row.at(4).value_or("")));
-            result.reason = problem.detail;
-            result.code = problem.code;
-            result.field = problem.field;
-        }
+    for (std::size_t i = 0; i < recorded.size(); ++i) {
+        Result &result = results.at(sent_.at(i));
+        result.idempotency_key = recorded[i].idempotency_key;
+        result.status = recorded[i].decision.at(kStatus).value();
+        if (!is_rejected(recorded[i]))
+            continue;
+        const Problem problem = problem_of(recorded[i]);
+        if (problem.code == "tenant_required" && !cloud_events_)
+            throw problem;  // it is the request that lacks one
+        result.reason = problem.detail;
+        result.code = problem.code;
+        result.field = problem.field;
     }
     nlohmann::ordered_json body;
     body["results"] = nlohmann::ordered_json::array();
@@ -101,7 +132,7 @@ std::string Batch::results(const Rows &rows) const {
             item["field"] = results[i].field;
         body["results"].push_back(std::move(item));
     }
-    return body.dump();
+    return json_response(200, body.dump());
 }
 
 }  // namespace pg_billing::shim

@@ -31,6 +31,9 @@ void write_json(std::string &to, const Json &value);
 // Appends a string as a JSON string.
 void write_json(std::string &to, std::string_view text);
 
+// Whether PostgreSQL can hold it: UTF-8 without U+0000.
+bool is_text(std::string_view bytes);
+
 // Whether a text is a decimal number as JSON writes one, of a length that can be meant.
 bool is_decimal(const std::string &text);
 
@@ -39,6 +42,8 @@ class Members {
   public:
     // Refuses anything but an object with no other members than those known.
     Members(const Json &object, std::initializer_list<std::string_view> known);
+    // Refuses anything but an object.
+    explicit Members(const Json &object);
 
     std::string required_text(std::string_view name) const;
     std::optional<std::string> text(std::string_view name) const;

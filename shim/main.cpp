@@ -50,8 +50,9 @@ void serve(const Config &config) {
     database_options.conninfo = config.database;
     database_options.connections = config.connections;
     Database database(context, database_options);
+    Recorder recorder(context, database, {});
     Router router;
-    add_endpoints(router, {database, secrets, {context, config.wait}});
+    add_endpoints(router, {database, recorder, secrets, {context, config.wait}});
 
     http::Options options;
     options.address = config.address;

@@ -104,6 +104,10 @@ void complete_headers(Problem &problem) {
 
 }  // namespace
 
+PgFailure failure_of(const std::string &reason) {
+    return PgFailure(reason.substr(0, 5), reason.substr(std::min<std::size_t>(7, reason.size())));
+}
+
 Problem to_problem(const PgFailure &failure) {
     for (const Rule &rule : kRules) {
         if (!failure.sqlstate.starts_with(rule.sqlstate))

@@ -36,6 +36,9 @@ struct PgFailure : std::exception {
     std::string sqlstate, message;
 };
 
+// Returns the failure that a result of many tells as "SQLSTATE: message".
+PgFailure failure_of(const std::string &reason);
+
 // Returns the problem a database error means to the client.
 Problem to_problem(const PgFailure &failure);
 

@@ -52,31 +52,87 @@ $$;
 COMMENT ON FUNCTION billing.revoke_api_key(text) IS
     'revokes, from its commit on, the API keys that begin with a prefix of 12 characters; returns how many';
 
-CREATE FUNCTION billing.begin_request(key_sha256 bytea, tenant_id text, scope text) RETURNS text
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+-- Whose a request is: the tenant, null if a service names none; or why it is refused. In one place for requests one by
+-- one and many at once.
+CREATE FUNCTION billing._authenticate(key_sha256 bytea, tenant_id text, scope text,
+                                      OUT tenant text, OUT refused_with text, OUT refusal text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     k billing.api_keys;
-    tenant text;
 BEGIN
     SELECT * INTO k FROM billing.api_keys a
      WHERE a.sha256 = key_sha256 AND a.revoked_at IS NULL
        AND (a.expires_at IS NULL OR a.expires_at > billing.now());
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'API key is unknown, revoked or expired' USING ERRCODE = 'UB041';
+        refused_with := 'UB041';
+        refusal := 'API key is unknown, revoked or expired';
+    ELSIF (scope = ANY (k.scopes)) IS NOT TRUE THEN
+        refused_with := 'UB042';
+        refusal := format('API key "%s" lacks scope "%s"', k.prefix, scope);
+    ELSIF nullif(_authenticate.tenant_id, '') <> k.tenant_id THEN
+        refused_with := 'UB040';
+        refusal := format('API key "%s" belongs to another tenant than "%s"', k.prefix, left(_authenticate.tenant_id, 64));
+    ELSE
+        tenant := coalesce(k.tenant_id, nullif(_authenticate.tenant_id, ''));
     END IF;
-    IF (scope = ANY (k.scopes)) IS NOT TRUE THEN
-        RAISE EXCEPTION 'API key "%" lacks scope "%"', k.prefix, scope USING ERRCODE = 'UB042';
-    END IF;
-    tenant := coalesce(k.tenant_id, nullif(begin_request.tenant_id, ''));
-    IF tenant IS NULL THEN
+END $$;
+
+CREATE FUNCTION billing.begin_request(key_sha256 bytea, tenant_id text, scope text) RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    caller record;
+BEGIN
+    SELECT * INTO caller FROM billing._authenticate(key_sha256, begin_request.tenant_id, scope);
+    IF caller.refused_with IS NOT NULL THEN
+        RAISE EXCEPTION '%', caller.refusal USING ERRCODE = caller.refused_with;
+    ELSIF caller.tenant IS NULL THEN
         RAISE EXCEPTION 'a service key must name the tenant' USING ERRCODE = 'UB043';
     END IF;
-    IF nullif(begin_request.tenant_id, '') <> tenant THEN
-        RAISE EXCEPTION 'API key "%" belongs to another tenant than "%"', k.prefix, left(begin_request.tenant_id, 64)
-            USING ERRCODE = 'UB040';
-    END IF;
-    PERFORM set_config('pg_billing.tenant_id', tenant, true);
-    RETURN tenant;
+    PERFORM set_config('pg_billing.tenant_id', caller.tenant, true);
+    RETURN caller.tenant;
 END $$;
 COMMENT ON FUNCTION billing.begin_request(bytea, text, text) IS
     'authenticates a request of the shim and binds the rest of the transaction to its tenant, which it returns. Raises UB040 to UB043';
+
+CREATE FUNCTION billing.authenticate(key_sha256s bytea[], tenant_ids text[], scope text)
+RETURNS TABLE (request int, tenant text, refused_with text, refusal text)
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT r.n::int, a.tenant, a.refused_with, a.refusal
+      FROM unnest(key_sha256s, tenant_ids) WITH ORDINALITY r (key, tenant, n),
+           billing._authenticate(r.key, r.tenant, scope) a
+$$;
+COMMENT ON FUNCTION billing.authenticate(bytea[], text[], text) IS
+    'tells of each of many requests whose it is (null: a service that names no tenant), or the SQLSTATE and message that refuse it; binds nothing';
+
+-- Many requests of different callers in one transaction. Nothing binds that to a tenant, so here and nowhere else an
+-- event gets its tenant: that of its request, else the one that it names itself; none if its request is refused.
+CREATE FUNCTION billing.record_usage_requests(key_sha256s bytea[], tenant_ids text[], requests int[], own_tenants text[],
+                                              metrics text[], quantities numeric[], idempotency_keys text[],
+                                              occurred_ats timestamptz[], properties jsonb[])
+RETURNS TABLE (request int, ordinal int, idempotency_key text, status text, reason text, used numeric, quota numeric,
+               remaining numeric, cap text, resets_at timestamptz, warning text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    tenants text[];
+    refusals text[];
+    tenant_of text[];
+BEGIN
+    SELECT array_agg(a.tenant ORDER BY a.request), array_agg(a.refused_with || ': ' || a.refusal ORDER BY a.request)
+      INTO tenants, refusals
+      FROM billing.authenticate(key_sha256s, record_usage_requests.tenant_ids, 'usage:write') a;
+    tenant_of := ARRAY(SELECT CASE WHEN refusals[e.request] IS NULL THEN coalesce(tenants[e.request], e.own) END
+                         FROM unnest(requests, own_tenants) WITH ORDINALITY e (request, own, n) ORDER BY e.n);
+    RETURN QUERY
+    SELECT n, NULL::int, NULL, 'refused', refusals[n], NULL::numeric, NULL::numeric, NULL::numeric, NULL, NULL::timestamptz, NULL
+      FROM generate_series(1, cardinality(refusals)) n WHERE refusals[n] IS NOT NULL;
+    RETURN QUERY
+    SELECT requests[r.ordinal], r.ordinal, r.idempotency_key, r.status,
+           CASE WHEN tenant_of[r.ordinal] IS NULL THEN 'UB043: a service key must name the tenant' ELSE r.reason END,
+           r.used, r.quota, r.remaining, r.cap, r.resets_at, r.warning
+      FROM billing._record_usage_decided(tenant_of, record_usage_requests.metrics, record_usage_requests.quantities,
+                                         record_usage_requests.idempotency_keys, record_usage_requests.occurred_ats,
+                                         record_usage_requests.properties) r
+     WHERE refusals[requests[r.ordinal]] IS NULL;
+END $$;
+COMMENT ON FUNCTION billing.record_usage_requests(bytea[], text[], int[], text[], text[], numeric[], text[], timestamptz[], jsonb[]) IS
+    'records the events of many requests of the shim, an array element each: a row for each with its decision, rejected with SQLSTATE and message, or one without an ordinal for a request that is refused. Raises UB026, UB050';

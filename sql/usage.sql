@@ -125,3 +125,10 @@ RETURNS TABLE (ordinal int, idempotency_key text, status text, reason text)
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pg_billing_record_usage_batch_arrays';
 COMMENT ON FUNCTION billing.record_usage_batch(text[], text[], numeric[], text[], timestamptz[], jsonb[]) IS
     'records one event for each element, as the form with jsonb does; an array that is null, as an element that is, stands for the default. Raises UB026 if the arrays differ in length, UB050';
+
+-- The same, with the decision that record_usage() would answer: for billing.record_usage_requests().
+CREATE FUNCTION billing._record_usage_decided(tenant_ids text[], metrics text[], quantities numeric[], idempotency_keys text[],
+                                              occurred_ats timestamptz[], properties jsonb[])
+RETURNS TABLE (ordinal int, idempotency_key text, status text, allowed boolean, reason text, used numeric, quota numeric,
+               remaining numeric, cap text, resets_at timestamptz, warning text)
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'pg_billing_record_usage_decided';

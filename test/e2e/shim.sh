@@ -93,7 +93,7 @@ wrong 'a duplicate member' '{"metric":"api_calls","metric":"llm_tokens"}' duplic
 wrong 'an unknown member' '{"metric":"api_calls","amount":1}' unknown_field amount
 wrong 'a wrong type' '{"metric":"api_calls","quantity":true}' invalid_type quantity
 wrong 'a missing member' '{"quantity":1}' missing_field metric
-wrong 'a time that is none' '{"metric":"api_calls","occurredAt":"2026-02-31T10:00:00Z"}' invalid_value
+wrong 'a time that is none' '{"metric":"api_calls","occurredAt":"2026-02-31T10:00:00Z"}' invalid_type occurredAt
 wrong 'bad UTF-8' $'{"metric":"\xff"}' malformed_json
 is 'a time outside the window' "$(refused post /api/billing/events \
     '{"metric":"api_calls","occurredAt":"2001-01-01T00:00:00Z"}')" "$(problem 422 occurred_at_out_of_window occurredAt)"

@@ -63,3 +63,16 @@ SELECT billing.revoke_api_key(left(:'acme', 12));
 CALL attempt(:'acme_request');
 SELECT billing.revoke_api_key(left(:'acme', 12)), billing.revoke_api_key('pgb_'), billing.revoke_api_key('%');
 SELECT count(*) FILTER (WHERE revoked_at IS NOT NULL) AS revoked, count(*) FROM billing.api_keys;
+
+-- many requests in one transaction: each event gets the tenant of its own request, and only of one that is accepted
+SELECT billing.create_api_key('acme') AS mine \gset
+SELECT * FROM billing.authenticate(ARRAY[sha256(:'mine'), sha256(:'service'), sha256(:'service'), sha256(:'mine'), sha256('none')],
+                                   '{NULL,NULL,other,acme,acme}', 'usage:write');
+SELECT request, ordinal, idempotency_key AS key, status, regexp_replace(reason, 'pgb_[0-9a-f]{8}', 'pgb_PREFIX') AS reason, used, quota
+  FROM billing.record_usage_requests(
+           ARRAY[sha256(:'mine'), sha256(:'service'), sha256('none'), sha256(:'mine')], '{NULL,NULL,other,other}',
+           '{1,1,2,2,2,3,4,1}', '{other,NULL,other,NULL,nobody,other,other,NULL}',
+           '{api_calls,nope,api_calls,api_calls,api_calls,api_calls,api_calls,api_calls}', '{2,1,3,1,1,1,1,2}',
+           '{m1,m2,m3,m4,m5,m6,m7,m1}', NULL, NULL);
+SELECT tenant_id, idempotency_key, quantity FROM billing.usage_events WHERE idempotency_key ~ '^m' ORDER BY 1, 2;
+SHOW pg_billing.tenant_id;

@@ -29,9 +29,10 @@ std::string as_described(const std::string &pattern) {
 TEST(Openapi, DescribesEveryEndpointAndNoOther) {
     boost::asio::io_context context;  // is never run: nothing is connected
     Database database(context, {});
+    Recorder recorder(context, database, {});
     const WebhookSecrets secrets({});
     Router router;
-    add_endpoints(router, {database, secrets, {context, {}}});
+    add_endpoints(router, {database, recorder, secrets, {context, {}}});
     std::set<std::string> served, described;
     for (const auto &[method, pattern] : router.routes())
         served.insert(method + " " + as_described(pattern));

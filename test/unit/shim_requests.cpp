@@ -230,19 +230,24 @@ TEST(Query, TakesAFlagHereOrFromTheBody) {
               "400 duplicate_parameter");
 }
 
-TEST(Batch, RejectsEventsOneByOne) {
-    const Json body = parse_json(R"([
+http::Request json_request(std::string body) {
+    return request_with({{"content-type", "application/json"}}, std::move(body));
+}
+
+TEST(Post, RejectsEventsOneByOne) {
+    Post post(json_request(R"([
         {"metric":"m","quantity":"1.50","idempotencyKey":"a","occurredAt":"2026-11-22T10:00:00Z","properties":{"x":1.0}},
         {"metric":"m","nope":1,"idempotencyKey":"b"},
         7,
-        {"metric":"m2"}])");
-    const Batch batch(body);
-    EXPECT_EQ(batch.payload(),
-              R"([{"metric":"m","quantity":1.50,"idempotency_key":"a",)"
-              R"("occurred_at":"2026-11-22T10:00:00Z","properties":{"x":1.0}},{"metric":"m2"}])");
-    const Rows rows = {{"2", std::nullopt, "rejected", "UB011", "unknown metric \"m2\""},
-                       {"1", "a", "duplicate", std::nullopt, std::nullopt}};
-    EXPECT_EQ(nlohmann::json::parse(batch.results(rows)), nlohmann::json::parse(R"({"results":[
+        {"metric":"m2"}])"));
+    const std::vector<Event> events = post.take_events();
+    ASSERT_EQ(events.size(), 2u);
+    EXPECT_EQ(events[0].quantity, "1.50");
+    EXPECT_EQ(events[0].properties, R"({"x":1.0})");
+    EXPECT_EQ(events[1].metric, "m2");
+    const std::vector<Recorded> recorded = {{"a", {"duplicate", "within_quota"}},
+                                            {std::nullopt, {"rejected", "UB011: unknown metric \"m2\""}}};
+    EXPECT_EQ(nlohmann::json::parse(post.answer(recorded).body), nlohmann::json::parse(R"({"results":[
         {"ordinal":1,"idempotencyKey":"a","status":"duplicate"},
         {"ordinal":2,"idempotencyKey":"b","status":"rejected","code":"unknown_field","field":"nope",
          "reason":"There is no member \"nope\" here."},
@@ -252,13 +257,21 @@ TEST(Batch, RejectsEventsOneByOne) {
          "reason":"unknown metric \"m2\""}]})"));
 }
 
-TEST(Batch, IsBounded) {
+TEST(Post, FailsAsAWholeIfTheRequestLacksATenant) {
+    Post post(json_request(R"([{"metric":"m"}])"));
+    EXPECT_EQ(refusal([&] {
+                  post.answer({{std::nullopt, {"rejected", "UB043: name the tenant"}}});
+              }),
+              "400 tenant_required");
+}
+
+TEST(Post, IsBounded) {
     std::string text = "[{\"metric\":\"m\"}";
     for (int i = 1; i < 1000; ++i)
         text += ",{\"metric\":\"m\"}";
-    EXPECT_EQ(refusal([&] { Batch batch(parse_json(text + "]")); }), "accepted");
-    EXPECT_EQ(refusal([&] { Batch batch(parse_json(text + ",{}]")); }), "422 too_many_events");
-    EXPECT_EQ(Batch(parse_json("[]")).payload(), "[]");
+    EXPECT_EQ(refusal([&] { Post post(json_request(text + "]")); }), "accepted");
+    EXPECT_EQ(refusal([&] { Post post(json_request(text + ",{}]")); }), "422 too_many_events");
+    EXPECT_TRUE(Post(json_request("[]")).take_events().empty());
 }
 
 TEST(WebhookSecrets, AreReadAgainAndKeptWhenThatFails) {

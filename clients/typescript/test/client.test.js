@@ -15,6 +15,15 @@ test('data, or an error that tells what it was', async () => {
   assert.deepEqual([wrong.status, wrong.code, wrong.denied, wrong.temporary], [401, 'invalid_api_key', false, false]);
 });
 
+test('a CloudEvent is for the tenant that is its subject', async () => {
+  const before = await used('other', 'llm_tokens');
+  const event = { specversion: '1.0', id: '1', source: '/client', type: 'llm_tokens', subject: 'other', data: { quantity: '3' } };
+  const headers = { 'Content-Type': 'application/cloudevents+json' };
+  const decision = await unwrap(service.POST('/api/billing/events', { body: event, headers }));
+  assert.equal(decision.status, 'recorded');
+  assert.equal(await used('other', 'llm_tokens'), before + 3);
+});
+
 test('a server that hangs or talks otherwise is an error, too', async (t) => {
   const { client } = await proxy(t, ['hang', 502]);
   await assert.rejects(unwrap(client.GET('/healthz')), { name: 'TimeoutError' });

@@ -86,6 +86,13 @@ test('usage', async () => {
   await call('POST', `${API}/events`, { status: 201, body: example('Event') });
   await call('POST', `${API}/events`, { status: 200, body: example('Event') });
   await call('POST', `${API}/events`, { status: 200, body: [example('Event'), { metric: 'nope' }, { metric: 'api_calls', oops: 1 }] });
+  const cloud = { 'Content-Type': 'application/cloudevents+json' };
+  await call('POST', `${API}/events`, { status: 201, body: example('CloudEvent'), headers: cloud });
+  await call('POST', `${API}/events`, { status: 400, body: { ...example('CloudEvent'), specversion: '0.3' }, headers: cloud });
+  await call('POST', `${API}/events`, { status: 200, body: [example('CloudEvent'), {}], headers: { 'Content-Type': 'application/cloudevents-batch+json' } });
+  const { specversion, id, source, type, data } = example('CloudEvent');
+  const attributes = Object.fromEntries(Object.entries({ specversion, id, source, type }).map(([name, value]) => [`ce-${name}`, value]));
+  await call('POST', `${API}/events`, { status: 200, body: data, headers: attributes });
   await call('POST', `${API}/consume`, { status: 200, body: example('Consumption') });
   await call('POST', `${API}/consume`, { status: 429, body: { metric: 'user_seats', quantity: '4' } });
   await call('POST', `${API}/consume`, { status: 402, body: { metric: 'api_calls', quantity: 1200.0 } });
