@@ -108,6 +108,7 @@ BEGIN
         END IF;
     END LOOP;
     GRANT USAGE ON SCHEMA billing TO pg_monitor;
+    GRANT EXECUTE ON FUNCTION billing.health() TO pg_monitor;
     GRANT SELECT ON billing.stat_metrics, billing.stat_denials, billing.stat_counters, billing.stat_rollup,
                     billing.stat_progress, billing.stat_workers, billing.stat_quota_cache TO billing_admin, pg_monitor;
     GRANT SELECT ON billing.stripe_dead_letter, billing.stripe_waiting, billing.stripe_unsubmitted,
