@@ -55,7 +55,7 @@ SQL_PARTS = schema types settings stats catalog prices audit customers subscript
             explain partitions retention stripe export export_figures export_deltas export_stream export_file stripe_catalog stripe_prices stripe_plan \
             stripe_changes price_changes stripe_settle stripe_repair stripe_credits sync_plans sessions webhook_objects webhooks \
             webhook_missed meter_errors invoices invoice_preview change_preview \
-            reconcile reconcile_compare reconcile_late reconcile_repair notifications events channels quota_cache api_keys health security install
+            reconcile reconcile_compare reconcile_late reconcile_repair notifications events channels quota_cache api_keys health exposition security install
 DATA_built = pg_billing--$(EXTVERSION).sql
 DATA       = $(wildcard sql/upgrades/*.sql)
 

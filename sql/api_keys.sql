@@ -30,10 +30,10 @@ BEGIN
         PERFORM billing._check_tenant(tenant_id);
     END IF;
     IF scopes IS NULL OR scopes = '{}'
-       OR NOT scopes <@ '{usage:read,usage:write,subscription:read,subscription:write}'::text[] THEN
+       OR NOT scopes <@ '{usage:read,usage:write,subscription:read,subscription:write,metrics:read}'::text[] THEN
         RAISE EXCEPTION 'scopes % are not valid', scopes
             USING ERRCODE = 'UB032',
-                  HINT = 'Scopes are usage:read, usage:write, subscription:read and subscription:write.';
+                  HINT = 'Scopes are usage:read, usage:write, subscription:read, subscription:write and, of a service, metrics:read.';
     END IF;
     INSERT INTO billing.api_keys (sha256, prefix, tenant_id, scopes, created_at, expires_at)
     VALUES (sha256(convert_to(key, 'UTF8')), left(key, 12), create_api_key.tenant_id, create_api_key.scopes,

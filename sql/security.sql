@@ -89,7 +89,7 @@ BEGIN
     FOR f IN
         SELECT p.oid::regprocedure AS signature,
                p.proname = ANY ('{now,check_quota,explain_decision,get_subscription,get_current_usage,get_usage_summary,is_over_quota,get_usage_percentage,installed_version,_check_bound,_check_tenant,_check_metric,_quota_in_force,_period_at,_period_from,_period,_billing_period,_tail,_in_batch,_event_key,_contribution,_dimension,_gauge_peak,_gauge_over,_used,_used_otherwise,_window_at,_window_limits,_used_within,get_billable_usage,get_usage_breakdown,_billable,_usage_hours,_usage_per,get_usage_by_hour,get_usage_by_day,get_usage_history,get_projected_usage,_standing,get_quota,get_quotas,get_remaining_quota,get_effective_plan,get_current_period,get_days_remaining,get_active_alerts,_prices_of,_plan_terms,_rate,_overage,get_overage,get_overage_cost,_invoice,_price_changes,_prices_replaced,_priced_before,_fee_period,_known_prices,_figure_closed,get_upcoming_invoice,get_projected_cost,explain_invoice_line,_credit_for,_credit_currency,get_credit_balance,get_credit_grants,get_credit_ledger,_invoices,get_invoice,get_invoices,get_invoice_lines,_late_usage_in}') AS for_tenant,
-               p.proname = ANY ('{record_usage,try_consume,consume,reserve,settle,release,set_usage,void_usage,enforce_quota,record_usage_batch,create_customer,create_subscription,update_subscription,preview_subscription,cancel_subscription,resume_subscription,pause_subscription,end_trial,connect_stripe,create_checkout_session,create_portal_session,get_session_url,begin_request,authenticate,record_usage_requests,_record_usage_decided,receive_webhook,create_alert,delete_alert,create_channel,update_channel,delete_channel,rotate_channel_secret,test_notification,retry_notifications,refresh_invoice,compare_upcoming_invoice}') AS for_app,
+               p.proname = ANY ('{record_usage,try_consume,consume,reserve,settle,release,set_usage,void_usage,enforce_quota,record_usage_batch,create_customer,create_subscription,update_subscription,preview_subscription,cancel_subscription,resume_subscription,pause_subscription,end_trial,connect_stripe,create_checkout_session,create_portal_session,get_session_url,begin_request,scrape_metrics,authenticate,record_usage_requests,_record_usage_decided,receive_webhook,create_alert,delete_alert,create_channel,update_channel,delete_channel,rotate_channel_secret,test_notification,retry_notifications,refresh_invoice,compare_upcoming_invoice}') AS for_app,
                p.proname NOT LIKE '\_%' AND p.proname <> 'install'
                    OR p.proname = ANY ('{_stripe_dead_letter,_stripe_waiting,_stripe_unsubmitted,_stripe_due_hours,_stripe_hint,_adds_up,_meter_adds,_stripe_counts,_stripe_moment,_stat_notifications,_stat_webhooks,_carried,_stripe_drift,_stat_reconcile,_reads_left}') AS for_admin,
                p.proname = ANY ('{_stat_outcomes,_stat_counters,_stat_rollups,_stat_reports,_stat_reset_at,_rollup_lag,_job_state,_stat_quota_cache}') AS for_monitor
@@ -108,7 +108,7 @@ BEGIN
         END IF;
     END LOOP;
     GRANT USAGE ON SCHEMA billing TO pg_monitor;
-    GRANT EXECUTE ON FUNCTION billing.health() TO pg_monitor;
+    GRANT EXECUTE ON FUNCTION billing.health(), billing.get_prometheus_metrics() TO pg_monitor;
     GRANT SELECT ON billing.stat_metrics, billing.stat_denials, billing.stat_counters, billing.stat_rollup,
                     billing.stat_progress, billing.stat_workers, billing.stat_quota_cache TO billing_admin, pg_monitor;
     GRANT SELECT ON billing.stripe_dead_letter, billing.stripe_waiting, billing.stripe_unsubmitted,

@@ -24,7 +24,7 @@ npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >"$RUN/npm.log" 2>
 ok 'the description of the API has no fault that a linter finds' npm run lint
 ok 'the client is built from it' npm run build
 
-SERVICE_KEY=$(sql 'SELECT billing.create_api_key()') SHIM_URL=$SHIM_URL \
+SERVICE_KEY=$(sql "SELECT billing.create_api_key(scopes => '{usage:read,usage:write,subscription:read,subscription:write,metrics:read}')") SHIM_URL=$SHIM_URL \
     node --test --test-reporter=tap test/*.test.js >"$RUN/node.tap" 2>&1 || true
 while IFS= read -r line; do
     ok "${line#*ok [0-9]* - }" test "${line%% *}" = ok

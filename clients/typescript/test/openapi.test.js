@@ -43,7 +43,7 @@ async function call(method, path, { status, params = {}, query = '', body, heade
   const described = resolve(operation.responses[status]);
   const type = answer.headers.get('content-type');
   assert.ok(described.content[type], `${method} ${path} ${status} describes ${type}`);
-  const json = JSON.parse(text);
+  const json = type.startsWith('text/') ? text : JSON.parse(text);
   const at = operation.responses[status].$ref ? operation.responses[status].$ref.slice(2).split('/') : ['paths', path, lower, 'responses', status];
   conforms(json, ...at, 'content', type, 'schema');
   for (const name of ['ratelimit', 'ratelimit-policy', 'retry-after', 'location', 'www-authenticate', 'x-request-id'])
@@ -130,6 +130,8 @@ test('webhooks and operation', async () => {
   await call('POST', `${API}/webhooks/stripe`, { status: 400, body: event, headers: { 'Stripe-Signature': 't=1,v1=0' } });
   await call('GET', '/healthz', { status: 200 });
   await call('GET', '/readyz', { status: 200 });
+  await call('GET', '/metrics', { status: 200 });
+  await call('GET', '/metrics', { status: 401, headers: { Authorization: 'Bearer pgb_0' } });
   await call('GET', '/openapi.json', { status: 200 });
 });
 
