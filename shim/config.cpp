@@ -44,7 +44,7 @@ void check_database(const std::string &conninfo) {
 Config read_config(int argc, char **argv) {
     Config config;
     std::string listen = "127.0.0.1:8080";
-    double wait = 10;
+    double wait = 10, drain = 25;
     CLI::App app("The HTTP server of pg_billing: the REST API, and the receiver of Stripe's webhooks.",
                  "pg_billing_shim");
     app.add_option("--listen", listen, "ADDRESS:PORT to serve on")
@@ -73,6 +73,20 @@ Config read_config(int argc, char **argv) {
         ->envname("PG_BILLING_SHIM_WAIT_SECONDS")
         ->check(CLI::Range(0.0, 300.0))
         ->capture_default_str();
+    app.add_option("--queue-events", config.queue_events,
+                   "events that may wait to be recorded; beyond that, 503 with Retry-After")
+        ->envname("PG_BILLING_SHIM_QUEUE_EVENTS")
+        ->check(CLI::Range(1, 10'000'000))
+        ->capture_default_str();
+    app.add_option("--queue-mib", config.queue_mib, "the memory they may take, in MiB")
+        ->envname("PG_BILLING_SHIM_QUEUE_MIB")
+        ->check(CLI::Range(1, 65'536))
+        ->capture_default_str();
+    app.add_option("--drain-seconds", drain,
+                   "how long SIGTERM lets requests under way finish before the process ends all the same")
+        ->envname("PG_BILLING_SHIM_DRAIN_SECONDS")
+        ->check(CLI::Range(0.0, 3600.0))
+        ->capture_default_str();
     try {
         app.parse(argc, argv);
         parse_listen(listen, config);
@@ -85,6 +99,7 @@ Config read_config(int argc, char **argv) {
         throw Exit{app.exit(error)};
     }
     config.wait = std::chrono::milliseconds(static_cast<long>(wait * 1000));
+    config.drain = std::chrono::milliseconds(static_cast<long>(drain * 1000));
     return config;
 }
 

@@ -17,6 +17,8 @@ struct Config {
     std::vector<std::string> webhook_secret_files;
     std::string tls_certificate, tls_key;
     std::chrono::milliseconds wait{10'000};
+    std::size_t queue_events = 20'000, queue_mib = 64;
+    std::chrono::milliseconds drain{25'000};
 };
 
 // Thrown when the program should end at once: after --help, or because of a flag.

@@ -105,6 +105,7 @@ struct Server::Impl : std::enable_shared_from_this<Impl> {
     asio::steady_timer changed;  // never expires; cancelled, that is signalled, when a connection ends
     std::optional<asio::ssl::context> tls;
     std::list<Connection> connections;
+    std::size_t bodies = 0;  // bytes of room that requests have taken for their bodies
     bool stopping = false;
 
     awaitable<void> until_changed() {
@@ -189,6 +190,15 @@ struct Server::Impl : std::enable_shared_from_this<Impl> {
             parser.header_limit(static_cast<std::uint32_t>(options.header_limit));
             parser.body_limit(options.body_limit);
             co_await bhttp::async_read_header(stream, buffer, parser, with_error(error));
+            const std::size_t room = error ? 0 : expected_body(parser);
+            if (bodies + room > options.bodies_limit) {
+                lowest.expires_after(options.timeout);
+                co_await write(stream, refuse(503), 11, false, false);
+                co_await discard(stream);
+                co_return;
+            }
+            bodies += room;
+            const std::shared_ptr<void> at_end(nullptr, [this, room](void *) { bodies -= room; });
             if (!error && beast::iequals(parser.get()[bhttp::field::expect], "100-continue")) {
                 bhttp::response<bhttp::empty_body> go_on(bhttp::status::continue_, 11);
                 co_await bhttp::async_write(stream, go_on, with_error(error));
@@ -222,6 +232,13 @@ struct Server::Impl : std::enable_shared_from_this<Impl> {
             if (!co_await write(stream, std::move(response), version, keep_alive, no_body) || !keep_alive)
                 co_return;
         }
+    }
+
+    // How long the body may become: that of a chunked one is not known before.
+    std::size_t expected_body(const bhttp::request_parser<bhttp::string_body> &parser) const {
+        if (parser.chunked())
+            return options.body_limit;
+        return static_cast<std::size_t>(parser.content_length().value_or(0));
     }
 
     awaitable<Response> answer(Request request) {

@@ -2,8 +2,8 @@
 // compile).
 //
 // One thread runs the io_context; a handler is a coroutine, may co_await anything on that context, and never
-// blocks. Limits are enforced while reading: an oversized or malformed request never reaches a handler. A
-// handler that throws costs its request a 500 without detail, never the process. A connection carries one
+// blocks. Limits are enforced while reading: an oversized or malformed request never reaches a handler, and a body is
+// read only once there is room for it beside the others. A handler that throws costs its request a 500 without detail, never the process. A connection carries one
 // request at a time.
 #pragma once
 
@@ -48,12 +48,14 @@ struct Options {
     std::string address = "127.0.0.1";
     std::uint16_t port = 0;  // 0: any free port, see Server::port()
     std::size_t body_limit = 1 << 20;
+    std::size_t bodies_limit = 256u << 20;  // of all requests that are being read or answered; beyond it: 503
     std::size_t header_limit = 16 << 10;
     std::size_t max_connections = 1000;  // more wait in the listen queue
     std::chrono::milliseconds timeout{
         30'000};                             // for a whole request to arrive, an answer to leave, or idleness
     std::string certificate_file, key_file;  // PEM; both set: TLS 1.2 or later
-    std::function<Response(unsigned status)> refuse;  // makes the server's own answers: 400, 413, 431, 500
+    std::function<Response(unsigned status)>
+        refuse;  // makes the server's own answers: 400, 413, 431, 500, 503
 };
 
 class Server {

@@ -3,6 +3,7 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/signal_set.hpp>
+#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <csignal>
 #include <exception>
@@ -31,14 +32,23 @@ asio::awaitable<void> reload_on_hangup(asio::signal_set &hangup, WebhookSecrets 
     }
 }
 
-// Lets requests under way finish before the database is let go; a second signal ends the process at once.
-asio::awaitable<void> stop_on_signal(asio::signal_set &stop, asio::signal_set &hangup, http::Server &server,
-                                     Database &database) {
+// Lets requests under way finish before the database is let go, for so long; a second signal ends the process at once.
+asio::awaitable<void> stop_on_signal(asio::io_context &context, asio::signal_set &stop,
+                                     asio::signal_set &hangup, http::Server &server, Database &database,
+                                     std::chrono::milliseconds patience) {
     co_await stop.async_wait(asio::use_awaitable);
     stop.clear();
     log("stopping");
     server.stop();
+    asio::steady_timer limit(context, patience);
+    limit.async_wait([&context](boost::system::error_code cancelled) {
+        if (!cancelled) {
+            log("stopped_waiting");  // whoever has no answer yet repeats the request with the same key
+            context.stop();
+        }
+    });
     co_await server.drained();
+    limit.cancel();
     database.close();
     hangup.cancel();
 }
@@ -50,7 +60,10 @@ void serve(const Config &config) {
     database_options.conninfo = config.database;
     database_options.connections = config.connections;
     Database database(context, database_options);
-    Recorder recorder(context, database, {});
+    Recorder::Options recorder_options;
+    recorder_options.waiting_events = config.queue_events;
+    recorder_options.waiting_bytes = config.queue_mib << 20;
+    Recorder recorder(context, database, recorder_options);
     Router router;
     add_endpoints(router, {database, recorder, secrets, {context, config.wait}});
 
@@ -64,7 +77,8 @@ void serve(const Config &config) {
                         [&router](http::Request request) { return router.handle(std::move(request)); });
     asio::signal_set hangup(context, SIGHUP), stop(context, SIGTERM, SIGINT);
     asio::co_spawn(context, reload_on_hangup(hangup, secrets), asio::detached);
-    asio::co_spawn(context, stop_on_signal(stop, hangup, server, database), asio::detached);
+    asio::co_spawn(context, stop_on_signal(context, stop, hangup, server, database, config.drain),
+                   asio::detached);
     const bool v6 = config.address.find(':') != config.address.npos;
     log("listening", {{"address", v6 ? "[" + config.address + "]" : config.address},
                       {"port", std::to_string(server.port())},

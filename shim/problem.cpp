@@ -131,6 +131,8 @@ Problem server_problem(unsigned status) {
             return Problem(413, "body_too_large", "The request's body is too large.");
         case 431:
             return Problem(431, "headers_too_large", "The request's header fields are too large.");
+        case 503:
+            return unavailable("The server is reading too many requests already.");
         default:
             return Problem(status, "internal_error",
                            "The request failed for a reason that is not its fault.");

@@ -45,7 +45,7 @@ Problem to_problem(const PgFailure &failure);
 // Returns the problem of a request that cannot be served now but may be in a moment.
 Problem unavailable(std::string detail);
 
-// Returns the problem for a status the HTTP server itself answers with (400, 413, 431, 500).
+// Returns the problem for a status the HTTP server itself answers with (400, 413, 431, 500, 503).
 Problem server_problem(unsigned status);
 
 // Returns the answer that tells the client about a problem.

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# Ingestion over HTTP: CloudEvents in all modes, and posts that are committed together without touching each other.
+# Ingestion over HTTP: CloudEvents in all modes; posts that are committed together without touching each other; overload,
+# a stop, and deaths of shim and server under load.
 source "$(dirname "$0")/../lib/e2e.sh"
 source "$LIB/http.sh"
 source "$LIB/sessions.sh"
 
-cluster_start main pg_billing.database_workers=off
+# What was acknowledged would be lost with the server, if the shim took the role's word for how durable a commit is.
+cluster_start main pg_billing.database_workers=off fsync=on wal_writer_delay=10s
 sql 'CREATE EXTENSION pg_billing' && sql 'SELECT billing.install()' >/dev/null
-sql 'CREATE ROLE shim LOGIN IN ROLE billing_app'
+sql 'CREATE ROLE shim LOGIN IN ROLE billing_app' && sql 'ALTER ROLE shim SET synchronous_commit = off'
 sql "SELECT billing.create_customer(t, t, 'billing@example.com', stripe => false), billing.create_subscription(t, 'enterprise')
        FROM unnest('{acme,other}'::text[]) t" >/dev/null
 ACME=$(sql "SELECT billing.create_api_key('acme')") SERVICE=$(sql 'SELECT billing.create_api_key()')
@@ -69,6 +71,7 @@ is 'a batch needs a right to write' "$(refused clouds '[]')" "$(problem 403 insu
 ## Posts that wait are committed together
 # background NAME KEY JSON: a post whose answer goes to files of that name.
 background() {
+    rm -f "$RUN/$1".{status,trace} # of an earlier run
     curl -sSv --max-time 60 -o "$RUN/$1.body" -w '%{http_code}' -H "Authorization: Bearer $2" -H 'Content-Type: application/json' \
         --data-binary "$3" "$SHIM_URL$EVENTS" >"$RUN/$1.status" 2>"$RUN/$1.trace" &
     POST[$1]=$!
@@ -79,7 +82,7 @@ blocked() { [ "$(sql "SELECT count(*) FROM pg_stat_activity WHERE usename = 'shi
 # taken NAME…: the shim has read these posts: they have left curl, and no byte waits in a socket of the shim's.
 taken() {
     local name
-    for name; do grep -q '^} .*bytes data' "$RUN/$name.trace" || return 1; done
+    for name; do grep -qs '^} .*bytes data' "$RUN/$name.trace" || return 1; done
     ! ss -Htn "sport = :${SHIM_URL##*:}" | awk '{ print $2 }' | grep -qv '^0$'
 }
 OTHER=$(sql "SELECT billing.create_api_key('other')") REVOKED=$(sql "SELECT billing.create_api_key('acme', expires_at => now())")
@@ -139,5 +142,81 @@ ask gate ROLLBACK
 wait "${POST[@]}"
 is 'a post that the database cannot take fails alone' "$(outcome odd .code), $(outcome even .status)" '500 internal_error, 201 recorded'
 is '… and leaves nothing' "$(sql "SELECT count(*) FROM billing.usage_event_keys WHERE key = billing._event_key('odd')")" 0
+
+## More than may wait is refused
+# shim_on_port FLAG…: starts the shim where it was.
+shim_on_port() {
+    service_start shim "$BUILD/cmake/pg_billing_shim" --listen "${SHIM_URL#http://}" --database "host=$PGHOST dbname=$PGDATABASE user=shim" "$@"
+    service_ready shim curl -sf "$SHIM_URL/readyz"
+}
+sql 'ALTER TABLE billing.usage_events DROP CONSTRAINT even'
+service_stop shim
+shim_on_port --queue-events 5
+KEY=$OTHER
+occupy d1 d2
+background d3 "$ACME" '[{"metric":"api_calls","idempotencyKey":"d3"},{"metric":"api_calls"},{"metric":"api_calls"}]'
+wait_until taken d3
+is 'a post beyond the limit is refused' "$(refused post $EVENTS '{"metric":"api_calls"}')" "$(problem 503 unavailable)"
+is '… with a time to come back' "$(header retry-after)" 1
+ask gate ROLLBACK
+wait "${POST[@]}"
+is 'what waited is recorded' "$(outcome d1 .status), $(outcome d2 .status), $(outcome d3 '.results | length')" '201 recorded, 201 recorded, 200 3'
+is 'and then there is room again' "$(post $EVENTS '{"metric":"api_calls"}')" 201
+
+## SIGTERM
+# ends: waits for the end of the shim; whether its exit status is 0.
+ends() { wait "$(service_pid shim)"; }
+occupy e1 e2
+background e3 "$ACME" '{"metric":"api_calls","idempotencyKey":"e3"}'
+wait_until taken e3
+kill -TERM "$(service_pid shim)"
+wait_until grep -q event=stopping "$RUN/shim.log"
+ok 'a shim that is stopped takes no connection' not curl -s "$SHIM_URL/healthz"
+ask gate ROLLBACK
+wait "${POST[@]}"
+is 'it answers all that it has taken' "$(outcome e1 .status), $(outcome e2 .status), $(outcome e3 .status)" '201 recorded, 201 recorded, 201 recorded'
+ok 'and ends well' ends
+shim_on_port --drain-seconds 0.2
+ask gate 'BEGIN; LOCK TABLE billing.api_keys'
+background f1 "$ACME" '{"metric":"api_calls","idempotencyKey":"f1"}'
+wait_until blocked 1
+kill -TERM "$(service_pid shim)"
+ok 'it does not wait for ever' ends
+ok '… and says so' grep -q event=stopped_waiting "$RUN/shim.log"
+ask gate ROLLBACK
+wait "${POST[f1]}" || true
+shim_on_port
+
+## Deaths under load
+# load NAME: 32 clients post 100 events each, one at a time, and repeat by the same key what was not acknowledged.
+load() { node "$LIB/post_usage.mjs" "$SHIM_URL" "$ACME" 32 100 "$1" >"$RUN/$1.load" 2>&1; }
+recorded() { [ "$(sql "SELECT count(*) FROM billing.usage_events WHERE idempotency_key LIKE '$1-%'")" -ge "$2" ]; }
+# exact NAME: each event of that load is there, once.
+exact() {
+    is "… every event of it counts once" "$(sql "SELECT count(*), count(DISTINCT idempotency_key), sum(quantity) FROM billing.usage_events
+        WHERE idempotency_key LIKE '$1-%'")" '3200|3200|3200'
+}
+before=$(sql "SELECT used FROM billing.check_quota('acme', 'llm_tokens')")
+load killed &
+client=$!
+wait_until recorded killed 500
+kill -KILL "$(service_pid shim)"
+ok 'it is killed' not ends 2>/dev/null
+ok 'the kill came in the middle' not recorded killed 3200
+shim_on_port
+ok 'the clients of a shim that was killed end' wait $client
+exact killed
+load crashed &
+client=$!
+wait_until recorded crashed 500
+cluster_crash main
+cluster_up main
+ok 'so do those whose database was restarted' wait $client
+exact crashed
+ok '… which some of them have met' test "$(jq .failed "$RUN/crashed.load")" -gt 0
+ok 'then nothing fails any more' load after
+exact after
+is '… not once' "$(jq -c '[.recorded, .duplicate, .failed]' "$RUN/after.load")" '[3200,0,0]'
+is 'the counter agrees' "$(sql "SELECT used - $before FROM billing.check_quota('acme', 'llm_tokens')")" 9600
 
 done_testing

@@ -100,6 +100,25 @@ TEST_F(HttpServer, ReadsChunkedBodies) {
     EXPECT_NE(answer.find("POST /c [] abcde"), std::string::npos) << answer;
 }
 
+TEST_F(HttpServer, ReadsABodyOnlyIfThereIsRoom) {
+    Options options;
+    options.bodies_limit = 10;
+    options.body_limit = 8;
+    start(options);
+    const std::string head = "POST / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n";
+    tcp::socket first = connect();
+    asio::write(first, asio::buffer(head + "Expect: 100-continue\r\nContent-Length: 8\r\n\r\n"));
+    std::string go_on(25, '\0');  // the room is taken once it says so
+    asio::read(first, asio::buffer(go_on));
+    EXPECT_EQ(status_of(go_on), "HTTP/1.1 100");
+    EXPECT_EQ(status_of(exchange(head + "Content-Length: 3\r\n\r\nabc")), "HTTP/1.1 503");
+    EXPECT_EQ(status_of(exchange(head + "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n")), "HTTP/1.1 503");
+    EXPECT_EQ(status_of(exchange(head + "Content-Length: 2\r\n\r\nab")), "HTTP/1.1 200");
+    asio::write(first, asio::buffer(std::string("12345678")));
+    EXPECT_NE(rest(first).find("12345678"), std::string::npos);
+    EXPECT_EQ(status_of(exchange(head + "Content-Length: 8\r\n\r\nabcdefgh")), "HTTP/1.1 200");
+}
+
 TEST_F(HttpServer, HeadHasNoBody) {
     start();
     const std::string answer = exchange("HEAD /h HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
