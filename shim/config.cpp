@@ -87,6 +87,12 @@ Config read_config(int argc, char **argv) {
         ->envname("PG_BILLING_SHIM_DRAIN_SECONDS")
         ->check(CLI::Range(0.0, 3600.0))
         ->capture_default_str();
+    app.set_config("--config", "", "file with settings: listen = \"127.0.0.1:8080\" and so on, a line each")
+        ->envname("PG_BILLING_SHIM_CONFIG");
+    app.allow_config_extras(CLI::config_extras_mode::error);
+    app.add_flag("--check-config", config.only_check,
+                 "check the settings, and the files they name, and end; the database is not asked")
+        ->configurable(false);
     try {
         app.parse(argc, argv);
         parse_listen(listen, config);

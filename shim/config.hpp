@@ -1,4 +1,5 @@
-// The shim's settings: flags, each with an environment variable behind it, checked before anything starts.
+// The shim's settings: flags, each of which a configuration file or an environment variable may give instead, checked before
+// anything starts. A flag comes before the file, and the file before the environment.
 #pragma once
 
 #include <chrono>
@@ -19,6 +20,7 @@ struct Config {
     std::chrono::milliseconds wait{10'000};
     std::size_t queue_events = 20'000, queue_mib = 64;
     std::chrono::milliseconds drain{25'000};
+    bool only_check = false;
 };
 
 // Thrown when the program should end at once: after --help, or because of a flag.

@@ -69,12 +69,17 @@ void serve(const Config &config) {
 
     http::Options options;
     options.address = config.address;
-    options.port = config.port;
+    options.port = config.only_check ? 0 : config.port;  // which the server that is running may have
     options.certificate_file = config.tls_certificate;
     options.key_file = config.tls_key;
     options.refuse = [](unsigned status) { return to_response(server_problem(status)); };
     http::Server server(context, options,
                         [&router](http::Request request) { return router.handle(std::move(request)); });
+    if (config.only_check) {
+        log("settings_are_good",
+            {{"address", config.address}, {"webhook_secrets", std::to_string(secrets.get().size())}});
+        return;
+    }
     asio::signal_set hangup(context, SIGHUP), stop(context, SIGTERM, SIGINT);
     asio::co_spawn(context, reload_on_hangup(hangup, secrets), asio::detached);
     asio::co_spawn(context, stop_on_signal(context, stop, hangup, server, database, config.drain),

@@ -15,6 +15,23 @@ KEY=$ACME
 PGUSER=shim shim_start --wait-seconds 1
 wait_until curl -sf "$SHIM_URL/readyz"
 
+# Settings
+SHIM=$BUILD/cmake/pg_billing_shim
+settings() { printf '%s\n' "$@" >"$RUN/shim.conf"; }
+check() { "$SHIM" --config "$RUN/shim.conf" --check-config "$@" 2>&1; }
+settings 'listen = "127.0.0.5:1"' 'database = "host=/nowhere"' "webhook-secret-file = \"$RUN/webhook.secret\""
+like 'a file may give the settings' "$(check)" 'settings_are_good address=127.0.0.5 webhook_secrets=1$'
+like 'flags come first' "$(check --listen 127.0.0.6:1)" 'address=127.0.0.6'
+settings 'database = "host=/nowhere"' 'conections = 3'
+ok 'a setting that there is not is refused' bash -c '! "$0" --config "$1" --check-config' "$SHIM" "$RUN/shim.conf"
+like 'and named' "$(check || true)" conections
+settings 'database = "host=/nowhere"' 'webhook-secret-file = "/nowhere"'
+like 'so is a file that is not there' "$(check || true)" 'webhook secret file /nowhere'
+settings 'database = "host=/nowhere"' 'listen = "0.0.0.0:80"'
+like 'without TLS only loopback is served' "$(check || true)" 'only a loopback address'
+sed 's/^#\(webhook\|connections\)/\1/' "$TOP/shim/pg_billing_shim.conf" | sed "s#/etc/pg_billing/webhook_secrets#$RUN/webhook.secret#" >"$RUN/shim.conf"
+like 'the example is good' "$(check)" settings_are_good
+
 # Subscription
 is 'no subscription yet' "$(refused call GET /api/billing/subscription)" "$(problem 404 no_subscription)"
 is 'consuming without one is refused' \
