@@ -1,6 +1,6 @@
 # What is measured: one function per row, run by name; sourced by run.sh. docs/benchmarks.md explains each of them.
 
-ROWS=(hot uniform skew check batch rollup crash memory stripe)
+ROWS=(hot uniform skew check batch http rollup crash memory stripe)
 
 ## One call at a time, 16 clients
 
@@ -72,6 +72,44 @@ preload_keys() {
     sql 'SELECT billing.run_rollup()' >/dev/null
     sql 'VACUUM ANALYZE'
     sql 'CHECKPOINT'
+}
+
+## The shim: 64 connections of wrk, on the same two processors
+
+row_http() {
+    local BUILD=$BUILD/optimized
+    export KEY
+    OPTIMIZE='-O2 -DNDEBUG' build_step programs build_programs pg_billing_shim
+    fresh_database http
+    KEY=$(sql "SELECT billing.create_api_key('1001')")
+    PGUSER=bench_app shim_start
+    wait_until curl -sf "$SHIM_URL/readyz"
+    interleave http_ingest tps posts single_calls
+    interleave http_check tps http_check constant
+    CHECK_RATE=$(jq -s 'map(select(.series == "http_check/http_check").value) | sort | .[length / 2 | floor]' "$RUN/runs.jsonl")
+    interleave http_check_half ms p99_of_check
+    same "events of the hot tenant and its counter" \
+        "SELECT sum(quantity) FROM billing.usage_events WHERE tenant_id = '1001'" \
+        "SELECT used FROM billing.check_quota('1001', 'api_calls')"
+    service_stop shim
+}
+measure_posts() { requests_per_second post_usage /api/billing/events; }
+measure_single_calls() { transactions_per_second hot key record_usage; }
+measure_http_check() { requests_per_second check '/api/billing/check?metric=api_calls'; }
+measure_constant() { requests_per_second check /healthz; }
+# Each of 64 connections pauses so that they ask for half of what there can be.
+measure_p99_of_check() {
+    DELAY=$(awk -v rate="$CHECK_RATE" 'BEGIN { printf "%d\n", 64 / (rate / 2) * 1000 + 0.5 }') \
+        requests_per_second check '/api/billing/check?metric=api_calls' >"$RUN/rate" || return 1
+    sed -n 's/^p99 //p' "$RUN/wrk.out"
+}
+
+# requests_per_second SCRIPT PATH: after two seconds that do not count. None may fail.
+requests_per_second() {
+    wrk -t 2 -c 64 -d 2s -s "bench/scripts/$1.lua" "$SHIM_URL$2" >"$RUN/wrk.out" &&
+        wrk -t 2 -c 64 -d "${SECONDS_EACH}s" -s "bench/scripts/$1.lua" "$SHIM_URL$2" >"$RUN/wrk.out" &&
+        grep -q '^failed 0$' "$RUN/wrk.out" || return 1
+    sed -n 's/^Requests\/sec: *//p' "$RUN/wrk.out"
 }
 
 ## The rollup, by hand: no worker

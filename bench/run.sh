@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-test/setup.sh check
+test/setup.sh bench
 source test/lib/cluster.sh
 source test/lib/services.sh
 source test/lib/build.sh

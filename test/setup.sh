@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what this machine lacks to build and try pg_billing; with the argument `check`, also what its tests need, and
-# with `sanitize` what test/sanitize.sh needs.
+# Installs what this machine lacks to build and try pg_billing; with the argument `check`, also what its tests need,
+# with `bench` what bench/run.sh and with `sanitize` what test/sanitize.sh needs.
 #
 # Says nothing and touches nothing when all is there. Never leaves a daemon running: Debian would start PostgreSQL
 # and Redis on installation, and everything here brings its own private servers.
@@ -10,12 +10,13 @@ major=${PG_MAJOR:-15}
 packages=(make g++ cmake ninja-build ccache pkg-config curl jq ca-certificates
     "postgresql-$major" "postgresql-server-dev-$major" libpq-dev libboost1.81-dev libssl-dev libcurl4-openssl-dev
     nlohmann-json3-dev libhiredis-dev libxxhash-dev libcli11-dev libgtest-dev redis-server)
-if [[ ${1:-} == @(check|sanitize) ]]; then
+if [[ ${1:-} == @(check|bench|sanitize) ]]; then
     packages+=(clang-format sqlsmith "postgresql-$major-pgtap" libtap-parser-sourcehandler-pgtap-perl libipc-run-perl openssl git prometheus)
     # A node from elsewhere (nodesource, nvm) conflicts with Debian's.
     command -v node >/dev/null || packages+=(nodejs)
     command -v npm >/dev/null || packages+=(npm)
 fi
+[ "${1:-}" != bench ] || packages+=(wrk)
 [ "${1:-}" != sanitize ] || packages+=(dpkg-dev patch zlib1g-dev)
 
 die() {

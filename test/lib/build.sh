@@ -19,12 +19,12 @@ build_extension() {
 }
 
 # build_programs [target…]: the programs CMake builds (all unless told). Compiled lightly: Boost and JSON at -O2 -g take
-# more than twice as long, and nothing here is timed. Of sanitizers they get ASan alone: UBSan takes Boost minutes a file.
+# more than twice as long, and no test times them; OPTIMIZE says otherwise. Of sanitizers they get ASan alone: UBSan takes Boost minutes a file.
 build_programs() {
     local flags=
     [[ ${SANITIZE:-} != *address* ]] || flags=-fsanitize=address
     cmake -S "$TOP" -B "$BUILD/cmake" -G Ninja -DCMAKE_CXX_COMPILER_LAUNCHER=ccache \
-        -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE=-O1 \
+        -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE="${OPTIMIZE:--O1}" \
         -DCMAKE_CXX_FLAGS="$flags"
     cmake --build "$BUILD/cmake" ${1:+--target "$@"}
 }
