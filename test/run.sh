@@ -128,16 +128,30 @@ suite_client() {
          /^ *(error|expected|actual|stack):/ { print "#" $0 }' "$RUN/client.out"
 }
 
-suite_e2e() {
-    local script result
-    for script in test/e2e/*.sh; do
-        result=0
-        timeout 600 bash "$script" >"$RUN/e2e.out" 2>&1 || result=$?
-        sed -E "s/^(not )?ok [0-9]+ - /\1ok - $(basename "$script" .sh): /" "$RUN/e2e.out"
-        [ $result -eq 0 ] || grep -q '^not ok' "$RUN/e2e.out" || report "$(basename "$script")" 1 "$RUN/e2e.out"
+# e2e_script SCRIPT: runs one, with its result as TAP in $RUN/e2e/.
+e2e_script() {
+    local name result=0
+    name=$(basename "$1" .sh)
+    timeout 600 bash "$1" >"$RUN/e2e/$name.out" 2>&1 || result=$?
+    {
+        sed -E "s/^(not )?ok [0-9]+ - /\1ok - $name: /" "$RUN/e2e/$name.out"
+        [ $result -eq 0 ] || grep -q '^not ok' "$RUN/e2e/$name.out" || report "$name.sh" 1 "$RUN/e2e/$name.out"
         # A script that stopped half way said why on its last lines.
-        ! grep -q '^not ok .* ran to its end' "$RUN/e2e.out" || tail -n 6 "$RUN/e2e.out" | sed 's/^/# /'
+        ! grep -q '^not ok .* ran to its end' "$RUN/e2e/$name.out" || tail -n 6 "$RUN/e2e/$name.out" | sed 's/^/# /'
+    } >"$RUN/e2e/$name.tap"
+}
+
+# Two scripts at a time: each has servers of its own, and waits for them, most of the time.
+suite_e2e() {
+    local script
+    rm -rf "$RUN/e2e"
+    mkdir -p "$RUN/e2e"
+    for script in test/e2e/*.sh; do
+        while [ "$(jobs -pr | wc -l)" -ge 2 ]; do wait -n || true; done
+        e2e_script "$script" &
     done
+    wait
+    cat "$RUN"/e2e/*.tap
 }
 
 server_directory "$RUN"

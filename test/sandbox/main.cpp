@@ -8,6 +8,7 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <charconv>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 
 #include "shim/http_server.hpp"
@@ -117,7 +118,8 @@ void run(const std::string &listen, const std::string &endpoints, std::uint64_t 
     http::Server server(context, options,
                         [&](http::Request request) { return api.handle(std::move(request)); });
     asio::signal_set signals(context, SIGINT, SIGTERM);
-    signals.async_wait([&](const boost::system::error_code &, int) { context.stop(); });
+    // Ends at once: requests that wait refer to what is made here, and would outlive it in the context.
+    signals.async_wait([](const boost::system::error_code &, int) { std::_Exit(0); });
     asio::co_spawn(context, tick(context, clocks), asio::detached);
     std::printf("listening on %s:%u\n", options.address.c_str(), static_cast<unsigned>(server.port()));
     std::fflush(stdout);
