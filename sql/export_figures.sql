@@ -144,7 +144,7 @@ BEGIN
                  ON i.tenant_id = x.tenant_id AND i.subscription_id = x.subscription_id AND i.metric = x.metric
                 AND coalesce(i.since < x.period_end, true)
          WHERE x.due_at <= billing.now() AND NOT x.blocked AND billing._stripe_usage_free(x.tenant_id, x.metric)
-           AND x.tenant_id <> ALL (changing)
+           AND (x.tenant_id <> ALL (changing) OR x.period_end <= billing.now())
          ORDER BY x.due_at, x.tenant_id, x.metric LIMIT stock FOR UPDATE OF x SKIP LOCKED
     LOOP
         CONTINUE WHEN NOT billing._stripe_usage_free(f.tenant_id, f.metric)     -- an earlier period of it was due, too

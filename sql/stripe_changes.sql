@@ -92,7 +92,11 @@ BEGIN
            AND (c.changed_at IS NULL
                 OR greatest(c.changed_at, hour) < r.tail
                    AND NOT EXISTS (SELECT FROM billing._stripe_due_hours() h WHERE h.tenant_id = c.tenant_id COLLATE "C")
-                   AND NOT EXISTS (SELECT FROM billing._stripe_closing_figures() f WHERE f.tenant_id = c.tenant_id))
+                   AND NOT EXISTS (SELECT FROM billing._stripe_closing_figures() f WHERE f.tenant_id = c.tenant_id)
+                   -- the last figure of a period that has just ended: after the change it would count no more
+                   AND NOT EXISTS (SELECT FROM billing.usage_figures f
+                                    WHERE f.tenant_id = c.tenant_id AND f.subscription_id = c.subscription_id
+                                      AND f.period_end <= c.changed_at AND f.due_at <= billing.now() AND NOT f.blocked))
     )
     SELECT count(*) INTO requests FROM requests;
     RETURN requests;

@@ -124,3 +124,23 @@ CALL stripe();
 CALL show();
 SELECT count(*) FROM billing.usage_figures WHERE period_start >= '2030-04-30';
 SELECT count(*) FROM billing.usage_figures WHERE due_at <= billing.now();
+
+-- a change of plan in the first minutes of a period: the last figures of the one before go first, also one that was put back
+SELECT FROM billing.create_customer('bolt', 'Bolt', 'b@b.example', stripe => true) \g /dev/null
+SELECT FROM billing.create_subscription('bolt', 'standard') \g /dev/null
+CALL stripe();
+CALL travel_to('2030-06-14 12:30+00');
+SELECT FROM billing.record_usage('bolt', 'user_seats', 30, NULL, '2030-06-14 12:10+00') \g /dev/null
+CALL stripe();
+INSERT INTO seen SELECT max(o.id) FROM billing.stripe_outbox o;
+CALL travel_to('2030-06-15 12:10+00');
+SELECT FROM billing.record_usage('bolt', 'user_seats', 9, NULL, '2030-06-15 11:30+00') \g /dev/null
+SELECT billing.update_subscription('bolt', 'enterprise');
+SELECT billing._stripe_plan() > 0 AS planned;
+SELECT FROM billing._stripe_claim(100, '1 minute') \g /dev/null
+CALL settle('bolt', 'meter_event', 'user_seats', 'renew', '{"error": {"message": "Stored."}}', 500);
+UPDATE billing.stripe_outbox SET attempts = 6, state = 'sending' WHERE tenant_id = 'bolt' AND subject = 'user_seats' AND state = 'waiting';
+CALL settle('bolt', 'meter_event', 'user_seats', 'renew', '{"error": {"message": "Stored."}}', 500);
+CALL stripe();
+CALL show();
+SELECT plan, stripe_plan FROM billing.subscriptions WHERE tenant_id = 'bolt';
