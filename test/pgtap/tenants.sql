@@ -20,6 +20,8 @@ SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.reserve(t, 'api_calls', 5) 
 SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.record_usage(t, 'visitors', properties => '{"visitor": 1}') \g /dev/null
 SELECT billing.run_rollup() \g /dev/null
 SELECT FROM unnest(ARRAY['acme', 'bolt']) t, billing.record_usage(t, 'user_seats', 1, 'key-2') \g /dev/null
+INSERT INTO billing.price_changes (tenant_id, subscription_id, period_start, changed_at, terms, proration_behavior)
+SELECT tenant_id, id, '2029-01-01', '2029-01-02', '{}', 'none' FROM billing.subscriptions;
 INSERT INTO billing.subscription_stretches SELECT tenant_id, id, '2029-01-01', '2029-02-01', NULL, 'UTC' FROM billing.subscriptions;
 INSERT INTO billing.stripe_sessions (tenant_id, kind, params) SELECT tenant_id, 'portal', '{}' FROM billing.subscriptions;
 INSERT INTO billing.subscription_items SELECT tenant_id, id, 'api_calls', 'si_1', 'price_1' FROM billing.subscriptions;

@@ -51,6 +51,8 @@ SELECT name, unnest(v) FROM (VALUES
     ('text[]', '{"{}","{acme}","{NULL}","{{acme,b},{c,d}}","[5:6]={acme,acme}",NULL}'),
     ('numeric[]', '{"{}","{1}","{NULL}","{NaN}","{{1,2},{3,4}}","[5:6]={1,2}",NULL}'),
     ('timestamp with time zone[]', '{"{}","{now}","{NULL}","{infinity}","[5:6]={now,now}",NULL}'),
+    ('integer[]', '{"{}","{1}","{1,2}","{NULL}","{0,-1}","[5:6]={1,2}",NULL}'),
+    ('bytea[]', ARRAY['{}', '{"\\\\x00"}', '{NULL}', '[5:5]={"\\\\x00"}', NULL]),
     ('jsonb[]', ARRAY['{}', '{NULL}', '{null}', '{1,"[]"}', '{"{}",NULL,"{\"a\": {}}"}', NULL])) p(name, v);
 
 CREATE TABLE answers (call text, state text, message text);
