@@ -85,6 +85,11 @@ void define() {
     DefineCustomIntVariable("pg_billing.notify_timeout", "Sets how long one notification may take.", nullptr,
                             &notify_timeout, 15, 1, 600, PGC_SIGHUP, GUC_UNIT_S, nullptr, nullptr, nullptr);
     DefineCustomIntVariable(
+        "pg_billing.outbox_retention",
+        "Sets how long requests to Stripe, and the answers, are kept once they are settled.",
+        "What has failed is kept until it is retried. -1: all is kept for ever.", &outbox_retention,
+        90 * kSecondsPerDay, -1, PG_INT32_MAX, PGC_SUSET, GUC_UNIT_S, nullptr, nullptr, nullptr);
+    DefineCustomIntVariable(
         "pg_billing.reconcile_interval", "Sets the time between reconciliations of all tenants with Stripe.",
         "Each is of the current and the previous billing period. 0: only those asked for.",
         &reconcile_interval, 0, 0, PG_INT32_MAX, PGC_SUSET, GUC_UNIT_S, nullptr, nullptr, nullptr);
@@ -96,11 +101,6 @@ void define() {
         "pg_billing.reconcile_settle", "Sets how old an hour has to be before it is compared with Stripe's.",
         "Stripe's summaries lag behind. A difference is looked at again after a twelfth of it.",
         &reconcile_settle, 60 * 60, 0, 35 * kSecondsPerDay, PGC_SUSET, GUC_UNIT_S, nullptr, nullptr, nullptr);
-    DefineCustomIntVariable(
-        "pg_billing.outbox_retention",
-        "Sets how long requests to Stripe, and the answers, are kept once they are settled.",
-        "What has failed is kept until it is retried. -1: all is kept for ever.", &outbox_retention,
-        90 * kSecondsPerDay, -1, PG_INT32_MAX, PGC_SUSET, GUC_UNIT_S, nullptr, nullptr, nullptr);
     DefineCustomStringVariable("pg_billing.redis_password_file",
                                "Names the file that holds the password of Redis.",
                                "The file is readable by the server's user alone.", &redis_password_file, "",

@@ -215,14 +215,8 @@ Event read_binary_cloud_event(const http::Request &request) {
 }
 
 std::optional<std::string> cloud_event_key(const Json &json) {
-    const auto text = [&json](std::string_view name) {
-        const auto found = std::find(json.names.begin(), json.names.end(), name);
-        if (found == json.names.end())
-            return std::string();
-        const Json &value = json.items[static_cast<std::size_t>(found - json.names.begin())];
-        return value.kind == Json::Kind::string ? value.text : std::string();
-    };
-    const std::string source = text("source"), id = text("id");
+    const std::string source = string_member(json, "source").value_or("");
+    const std::string id = string_member(json, "id").value_or("");
     return source.empty() || id.empty() ? std::nullopt : std::optional(key_of(source, id));
 }
 

@@ -20,14 +20,6 @@ Event read_event(const Json &json) {
                  members.timestamp("occurredAt"), members.object("properties")};
 }
 
-// The idempotency key of an event that may be wrong in other ways, so that the client can tell which it was.
-std::optional<std::string> key_of(const Json &event) {
-    for (std::size_t i = 0; i < event.names.size(); ++i)
-        if (event.names[i] == "idempotencyKey" && event.items[i].kind == Json::Kind::string)
-            return event.items[i].text;
-    return std::nullopt;
-}
-
 bool is_rejected(const Recorded &recorded) {
     return recorded.decision.at(kStatus) == "rejected";
 }
@@ -77,7 +69,9 @@ void Post::read_many(const Json &array) {
     results_.resize(array.items.size());
     for (std::size_t i = 0; i < array.items.size(); ++i) {
         const Json &item = array.items[i];
-        results_[i].idempotency_key = cloud_events_ ? cloud_event_key(item) : key_of(item);
+        // also of one that cannot be read, so that the client can tell which it was
+        results_[i].idempotency_key =
+            cloud_events_ ? cloud_event_key(item) : string_member(item, "idempotencyKey");
         try {
             events_.push_back(cloud_events_ ? read_cloud_event(item) : read_event(item));
             sent_.push_back(i);

@@ -54,8 +54,8 @@ struct Options {
     std::chrono::milliseconds timeout{
         30'000};                             // for a whole request to arrive, an answer to leave, or idleness
     std::string certificate_file, key_file;  // PEM; both set: TLS 1.2 or later
-    std::function<Response(unsigned status)>
-        refuse;  // makes the server's own answers: 400, 413, 431, 500, 503
+    // makes the server's own answers: 400, 413, 431, 500, 503
+    std::function<Response(unsigned status)> refuse;
 };
 
 class Server {

@@ -1,6 +1,7 @@
 #include "shim/json.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <nlohmann/json.hpp>
 
 #include "shim/problem.hpp"
@@ -115,12 +116,12 @@ bool is_timestamp(std::string_view text) {
     if (year < 1 || !one_of("-"))
         return false;
     const int month = number(2);
-    if (month < 1 || month > 12 || !one_of("-"))
+    if (month < 1 || !one_of("-"))
         return false;
-    const bool leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-    const int days = month == 2 ? 28 + leap : month == 4 || month == 6 || month == 9 || month == 11 ? 30 : 31;
     const int day = number(2);
-    if (day < 1 || day > days || !one_of("Tt "))
+    if (day < 1 || !one_of("Tt "))
+        return false;
+    if (!(std::chrono::year(year) / month / day).ok())
         return false;
     const int hour = number(2);
     if (hour < 0 || hour > 23 || !one_of(":"))
@@ -187,6 +188,13 @@ void write_json(std::string &to, const Json &value) {
         write_json(to, value.items[i]);
     }
     to += object ? '}' : ']';
+}
+
+std::optional<std::string> string_member(const Json &value, std::string_view name) {
+    for (std::size_t i = 0; i < value.names.size(); ++i)
+        if (value.names[i] == name && value.items[i].kind == Json::Kind::string)
+            return value.items[i].text;
+    return std::nullopt;
 }
 
 bool is_text(std::string_view bytes) {

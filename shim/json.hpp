@@ -31,6 +31,9 @@ void write_json(std::string &to, const Json &value);
 // Appends a string as a JSON string.
 void write_json(std::string &to, std::string_view text);
 
+// Returns a member that is a string, of a value that may be anything.
+std::optional<std::string> string_member(const Json &value, std::string_view name);
+
 // Whether PostgreSQL can hold it: UTF-8 without U+0000.
 bool is_text(std::string_view bytes);
 

@@ -9,9 +9,8 @@
 namespace pg_billing::stripe {
 
 // A token bucket: at most `rate` requests a second, and a quarter of that at once, so that who looks in after a quarter of a
-// second still makes the whole rate. Where Stripe answers that it is too much
-// (429), the rate is halved, for all the requests that were under way once; then a tenth of the full rate comes back each
-// second.
+// second still makes the whole rate. Where Stripe answers that it is too much (429), the rate is halved, once for all the
+// requests that were under way; then a tenth of the full rate comes back each second.
 class Pace {
   public:
     using Time = std::chrono::steady_clock::time_point;

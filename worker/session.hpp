@@ -20,7 +20,7 @@
 #include "extension/guard.hpp"
 #include "extension/worker_state.hpp"
 
-struct _SPI_plan;
+struct _SPI_plan;  // executor/spi.h
 
 namespace pg_billing {
 
