@@ -97,6 +97,13 @@ BEGIN
                    'payload', jsonb_build_object('stripe_customer_id', $4, 'value', trim_scale($5)::text)), $7);
 END $$;
 
+-- The second that a meter event was said to be of.
+CREATE FUNCTION billing._stripe_usage_moment(params jsonb) RETURNS timestamptz
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE jsonb_typeof($1 -> 'timestamp') WHEN 'number' THEN to_timestamp(($1 ->> 'timestamp')::bigint)
+                ELSE ($1 ->> 'timestamp')::timestamptz END
+$$;
+
 -- Plans the oldest hour that is due of each of these tenants and metrics, of as many as it may; returns how many.
 CREATE FUNCTION billing._stripe_plan_hours(tenants text[], metrics text[], most bigint) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off SET plan_cache_mode = force_generic_plan

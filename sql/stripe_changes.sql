@@ -96,7 +96,12 @@ BEGIN
                    -- the last figure of a period that has just ended: after the change it would count no more
                    AND NOT EXISTS (SELECT FROM billing.usage_figures f
                                     WHERE f.tenant_id = c.tenant_id AND f.subscription_id = c.subscription_id
-                                      AND f.period_end <= c.changed_at AND f.due_at <= billing.now() AND NOT f.blocked))
+                                      AND f.period_end <= c.changed_at AND f.due_at <= billing.now() AND NOT f.blocked)
+                   -- nor would what was said of a moment that is to come, as after another change shortly before (_stripe_moment)
+                   AND NOT EXISTS (SELECT FROM billing.stripe_outbox o
+                                    WHERE o.tenant_id = c.tenant_id AND o.kind = 'meter_event' AND o.state = 'delivered'
+                                      AND o.settled_at > clock_timestamp() - interval '2 minutes'
+                                      AND billing._stripe_usage_moment(o.params) > billing.now() - interval '1 second'))
     )
     SELECT count(*) INTO requests FROM requests;
     RETURN requests;

@@ -140,6 +140,11 @@ SELECT billing._stripe_plan();
 SELECT kind, params #>> '{payload,value}' AS value FROM requests;
 CALL send();
 CALL deliver();
+-- which was said to be of a moment after the change of plan, and so would miss an invoice of before that moment
+SELECT params #>> '{payload,value}' AS value, billing._stripe_usage_moment(params) > billing.now() AS to_come
+  FROM billing.stripe_outbox WHERE kind = 'meter_event' ORDER BY id DESC LIMIT 1;
+SELECT billing._stripe_plan();
+CALL travel('62 seconds');
 SELECT billing._stripe_plan();
 SELECT kind, method, path, params FROM requests;
 CALL send();

@@ -79,6 +79,9 @@ CALL refetch();
 SELECT status, stripe_status FROM subscription;
 CALL send();
 CALL deliver();
+-- … and until the second of which that was said to be is over
+SELECT billing._stripe_plan();
+CALL travel('3 seconds');
 SELECT billing._stripe_plan();
 SELECT kind, method, path, params FROM requests;
 CALL send();
