@@ -121,12 +121,6 @@ END $$;
 COMMENT ON FUNCTION billing.cancel_subscription(text, boolean, boolean, boolean) IS
     'ends a tenant''s subscription with its period, or else at once: then Stripe bills what was used until now, unless invoice_now is false, and gives nothing of the flat fee back, unless prorate is true. Afterwards the tenant has no subscription, and may get another one. Raises UB010, UB036, UB038, UB040';
 
--- When a pause that begins now begins: never on a whole second, by which its periods are told from those that are billed.
-CREATE FUNCTION billing._pause_from() RETURNS timestamptz
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT greatest(billing.now(), date_trunc('second', billing.now()) + interval '1 microsecond')
-$$;
-
 CREATE FUNCTION billing.pause_subscription(tenant_id text, credit_unused boolean DEFAULT true) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -144,7 +138,7 @@ BEGIN
     PERFORM billing._spend_credit(to_jsonb(was), billing.now());
     PERFORM billing._close_stretch(to_jsonb(was), was.anchor);
     UPDATE billing.subscriptions x
-       SET status = 'paused', paused_at = billing._pause_from(), credit_unused = pause_subscription.credit_unused IS NOT FALSE
+       SET status = 'paused', paused_at = billing._unbilled_from(billing.now()), credit_unused = pause_subscription.credit_unused IS NOT FALSE
      WHERE x.tenant_id = was.tenant_id AND x.id = was.id
     RETURNING * INTO s;
     PERFORM billing._subscription_changed('pause_subscription', to_jsonb(was), to_jsonb(s));

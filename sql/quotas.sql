@@ -92,7 +92,11 @@ LANGUAGE sql STABLE AS $$
                         THEN tstzrange(s.current_period_start, s.current_period_end)
                     WHEN s.tenant_id IS NOT NULL
                         THEN billing._period_from(s.starts, billing._period_at(s.anchor, s.interval_months, s.timezone, $3))
-                    ELSE billing._period_at(timestamp '2000-01-01' AT TIME ZONE c.timezone, 1, c.timezone, $3)
+                    ELSE (SELECT tstzrange(greatest(lower(y), max(e.at) FILTER (WHERE e.at <= $3)), least(upper(y), min(e.at) FILTER (WHERE e.at > $3)))
+                            FROM billing._period_at(timestamp '2000-01-01' AT TIME ZONE c.timezone, 1, c.timezone, $3) y
+                            LEFT JOIN (SELECT billing._unbilled_from(coalesce(x.ended_at, CASE WHEN x.cancel_at_period_end THEN x.current_period_end END)) AS at
+                                         FROM billing.subscriptions x WHERE x.tenant_id = c.tenant_id) e ON true
+                           GROUP BY y)
                END AS billing_period) t
       LEFT JOIN billing.usage_alerts a
              ON a.tenant_id = c.tenant_id AND a.metric = m.name AND a.period_start = lower(t.billing_period)

@@ -91,7 +91,7 @@ BEGIN
                    FROM billing._quota_in_force(get_current_period.tenant_id, NULL, billing.now()) q;
 END $$;
 COMMENT ON FUNCTION billing.get_current_period(text) IS
-    'returns the current billing period; its end does not belong to it. Without a subscription that is the month. Raises UB010, UB040';
+    'returns the current billing period; its end does not belong to it. Without a subscription that is the month, or what the end of one leaves of it. Raises UB010, UB040';
 
 CREATE FUNCTION billing.get_days_remaining(tenant_id text) RETURNS int
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$

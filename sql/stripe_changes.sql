@@ -231,7 +231,7 @@ BEGIN
         END IF;
         IF fetched AND s.stripe_status = 'paused' AND was.stripe_status IS DISTINCT FROM 'paused' AND s.paused_at IS NULL THEN
             PERFORM billing._close_stretch(to_jsonb(s), s.anchor);
-            s.paused_at := billing._pause_from();
+            s.paused_at := billing._unbilled_from(billing.now());
         ELSIF fetched AND s.stripe_status <> 'paused' AND was.stripe_status = 'paused' AND s.paused_at IS NOT NULL THEN
             PERFORM billing._close_stretch(to_jsonb(s), s.paused_at);
             s.paused_at := NULL;

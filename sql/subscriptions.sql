@@ -7,6 +7,9 @@
 -- What is not billed (a trial, a pause) and what was counted from another anchor before is a stretch of its own: usage of
 -- then keeps its period, whose start is no whole second. A new anchor is the hour it is wished in.
 --
+-- Without a subscription a period is the month, or what the end of one leaves of it, which begins on no whole second either:
+-- so what is used in the hour of the end, after it, is apart from what the last invoice bills, also where that is by the month.
+--
 -- A subscription that follows another in the same hour shares that hour with it. What was used before belongs to the earlier
 -- one's period, what comes after to the later one's: its first period begins a second later than the last one that the hour
 -- knows, by which the two are told apart; all others begin with the hour.
@@ -122,6 +125,12 @@ END $$;
 CREATE FUNCTION billing._period_from(starts timestamptz, period tstzrange) RETURNS tstzrange
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT CASE WHEN $1 > lower($2) AND $1 < lower($2) + interval '1 hour' THEN tstzrange($1, upper($2)) ELSE $2 END
+$$;
+
+-- When what is not billed begins at a time: never on a whole second, by which its periods are told from those that are billed.
+CREATE FUNCTION billing._unbilled_from(at timestamptz) RETURNS timestamptz
+LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT greatest($1, date_trunc('second', $1) + interval '1 microsecond')
 $$;
 
 -- The first whole hour that is not before a time.

@@ -93,6 +93,15 @@ CREATE FUNCTION soak.live(tenant text) RETURNS soak.subscriptions LANGUAGE sql S
        AND (t.pays = 'invoice' OR b.status <> 'incomplete_expired')
 $$;
 
+-- When the last subscription before a time had ended; what comes after that begins on no whole second.
+CREATE FUNCTION soak.ended(tenant text, at timestamptz) RETURNS timestamptz LANGUAGE sql STABLE AS $$
+    SELECT max(e.at)
+      FROM soak.subscriptions s JOIN billing.subscriptions b ON b.tenant_id = s.tenant AND b.id = s.id,
+           LATERAL (SELECT coalesce(s.ends_at, CASE WHEN b.status = 'incomplete_expired' THEN b.ended_at END) AS at) x,
+           LATERAL (SELECT x.at + CASE WHEN x.at = date_trunc('second', x.at) THEN interval '1 microsecond' ELSE '0' END AS at) e
+     WHERE s.tenant = $1 AND e.at <= $2
+$$;
+
 -- Makes the tenants of a run, and its steps: time goes on by a few hours or days, and stands well before the full hour
 -- while a step is taken, for Stripe's clock stands still then, and the server's does not.
 CREATE PROCEDURE soak.set_up(tenants int, starts timestamptz, ends timestamptz, mean_hours float8)
@@ -173,7 +182,7 @@ CREATE FUNCTION soak.note(a soak.actions, metric text, quantity numeric, key tex
     SELECT a.step, a.id, t.tenant, s.id, $2, $3, $4, o.at,
            CASE WHEN $2 IN ('storage_gb', 'user_seats') THEN '-infinity'
                 WHEN s.id IS NOT NULL THEN soak.period(s.anchor, s.timezone, o.at)
-                ELSE date_trunc('month', o.at, t.timezone) END, $6
+                ELSE greatest(date_trunc('month', o.at, t.timezone), soak.ended(t.tenant, o.at)) END, $6
       FROM soak.tenants t LEFT JOIN soak.live(t.tenant) s ON s.id IS NOT NULL,
            LATERAL (SELECT coalesce($5, billing.now()) AS at) o
      WHERE t.tenant = a.tenant

@@ -13,6 +13,7 @@ CREATE VIEW subscription AS
       FROM billing.subscriptions s ORDER BY id;
 CREATE VIEW metered AS
     SELECT metric, quantity, submitted FROM billing.usage_aggregates WHERE metric = 'llm_tokens' ORDER BY hour;
+CREATE PROCEDURE travel_to(at timestamptz) LANGUAGE sql AS $$ CALL travel(at - billing.now()) $$;
 CREATE PROCEDURE send() LANGUAGE sql AS $$ SELECT count(*) FROM billing._stripe_claim(100, '1 minute') $$;
 -- Answers the request that is being sent; Stripe's period is ours.
 CREATE PROCEDURE deliver() LANGUAGE sql AS $$
@@ -181,3 +182,30 @@ SELECT billing._stripe_plan();
 SELECT kind, params #>> '{payload,value}' AS value FROM requests;
 CALL stripe();
 SELECT stripe_plan FROM subscription WHERE stripe_status = 'active';
+
+-- what is used after an end at once is not what it bills, also where its periods are the months that are counted without it
+CALL travel_to('2030-02-01 00:10+00');
+SELECT FROM billing.create_customer('bolt', 'Bolt', 'b@b.example', stripe => true) \g /dev/null
+SELECT FROM billing.create_subscription('bolt', 'standard', 'send_invoice', 30) \g /dev/null
+CALL stripe();
+SELECT id AS bolt FROM billing.subscriptions WHERE tenant_id = 'bolt' \gset
+CALL travel_to('2030-02-10 10:30:30+00');
+SELECT FROM billing.record_usage('bolt', 'llm_tokens', 3) \g /dev/null
+SELECT billing.cancel_subscription('bolt', false);
+SELECT FROM billing.record_usage('bolt', 'llm_tokens', 1000000) \g /dev/null
+-- what occurred before the end is the ended one's, whose invoice is not final
+SELECT FROM billing.record_usage('bolt', 'llm_tokens', 40, NULL, '2030-02-10 10:10+00') \g /dev/null
+SELECT date_trunc('minute', period_start) AS starts, period_end AS ends FROM billing.get_current_period('bolt');
+SELECT billing.get_current_usage('bolt', 'llm_tokens') AS now, billing.get_current_usage('bolt', 'llm_tokens', 'previous') AS before;
+CALL stripe();
+SELECT kind, params #>> '{payload,value}' AS value FROM billing.stripe_outbox
+ WHERE tenant_id = 'bolt' AND (kind, subject) IN (('meter_event', 'llm_tokens'), ('subscription_cancel', :'bolt')) ORDER BY id;
+-- after an end with the period that is so at once, not only when the end has been noted
+CALL travel_to('2030-02-11 00:10+00');
+SELECT FROM billing.create_subscription('bolt', 'standard', 'send_invoice', 30) \g /dev/null
+CALL stripe();
+SELECT billing.cancel_subscription('bolt');
+CALL travel_to('2030-03-11 00:20+00');
+SELECT period_start AS before FROM billing.get_current_period('bolt') \gset
+SELECT billing._advance_periods('bolt') AS ended;
+SELECT period_start = :'before' AS alike, period_start FROM billing.get_current_period('bolt');
