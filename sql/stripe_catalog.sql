@@ -137,6 +137,8 @@ BEGIN
                     coalesce(r.params ->> 'display_name', r.params ->> 'name'));
     WHEN r.kind = 'features_find' THEN
         PERFORM billing._apply_features(request, response);
+    WHEN r.kind = 'feature_attach' AND response ? 'error' THEN      -- it is there already, by an id that is not told
+        UPDATE billing.plans p SET stripe_features_known = false WHERE p.name = r.detail ->> 'plan';
     WHEN r.kind = 'feature_attach' THEN
         INSERT INTO billing.plan_features VALUES (r.detail ->> 'plan', r.detail ->> 'metric', response ->> 'id')
         ON CONFLICT (plan, metric) DO UPDATE SET stripe_product_feature_id = excluded.stripe_product_feature_id;

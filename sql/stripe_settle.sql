@@ -68,13 +68,15 @@ BEGIN
         verdict := CASE WHEN attempt < 6 THEN 'retry' ELSE 'failed' END;
     END IF;
     -- A product of ours that exists already is as good as created (other objects have ids of Stripe's own, which such
-    -- a refusal does not give), and a subscription that is no more is as good as canceled: a DELETE has no key by which
-    -- Stripe would know it again. That something of what may be deleted is gone is an answer, too.
+    -- a refusal does not give; what is attached to a product is read again), and a subscription that is no more is as good
+    -- as canceled: a DELETE has no key by which Stripe would know it again. That something of what may be deleted is gone
+    -- is an answer, too.
     IF verdict = 'failed'
        AND EXISTS (SELECT FROM billing.stripe_outbox o
                     WHERE o.tenant_id = _stripe_settle.tenant_id AND o.id = _stripe_settle.id
                       AND (o.kind, _stripe_settle.response #>> '{error,code}') IN
-                          (('product_create', 'resource_already_exists'), ('subscription_cancel', 'resource_missing'),
+                          (('product_create', 'resource_already_exists'), ('feature_attach', 'resource_already_exists'),
+                           ('subscription_cancel', 'resource_missing'),
                            ('feature_detach', 'resource_missing'), ('invoice_fetch', 'resource_missing'),
                            ('price_fetch', 'resource_missing'), ('product_fetch', 'resource_missing'))) THEN
         verdict := 'delivered';

@@ -119,7 +119,16 @@ CALL deliver('price_update', '%');
 INSERT INTO billing.plan_metrics (plan, metric, allowance, cap) VALUES ('free', 'api_calls', 1000, 'soft');
 SELECT billing._stripe_plan();
 SELECT kind, method, path, params FROM requests;
-CALL stripe();
+-- though that was done already, by an attempt whose error Stripe remembered: then what is attached is read again
+SELECT FROM billing._stripe_claim(100, '1 minute') \g /dev/null
+CALL settle('', 'feature_attach', 'free api_calls', 'failed', '{"error": {"code": "resource_already_exists", "message": "It is attached already."}}', 400);
+SELECT billing._stripe_plan();
+SELECT kind, method, path, params FROM requests;
+SELECT FROM billing._stripe_claim(100, '1 minute') \g /dev/null
+CALL settle('', 'features_find', 'free', 'delivered', '{"has_more": false, "data": [{"id": "prodft_5", "entitlement_feature": {"id": "feat_api_calls"}}]}');
+SELECT stripe_product_feature_id FROM billing.plan_features WHERE (plan, metric) = ('free', 'api_calls');
+SELECT billing._stripe_plan();
+SELECT count(*) FROM billing.stripe_dead_letter;
 -- what is there already is found: a feature, archived or under another name, and what is attached, by us or by others
 UPDATE billing.metrics SET stripe_feature_id = NULL, stripe_feature_name = NULL WHERE name IN ('api_calls', 'storage_gb');
 UPDATE billing.plans SET stripe_features_known = false WHERE name = 'free';
