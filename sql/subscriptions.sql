@@ -12,7 +12,8 @@
 --
 -- A subscription that follows another in the same hour shares that hour with it. What was used before belongs to the earlier
 -- one's period, what comes after to the later one's: its first period begins a second later than the last one that the hour
--- knows, by which the two are told apart; all others begin with the hour.
+-- knows, by which the two are told apart; all others begin with the hour. So it is where the hour is a month's first, in which
+-- the tenant has used something without a subscription.
 
 CREATE FUNCTION billing._install_subscriptions() RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -194,7 +195,13 @@ BEGIN
         customer.timezone := 'UTC';
     END IF;
     starts := coalesce((SELECT max(greatest(x.starts, hour)) + interval '1 second' FROM billing.subscriptions x
-                         WHERE x.tenant_id = customer.tenant_id AND x.ended_at > hour), hour);
+                         WHERE x.tenant_id = customer.tenant_id AND x.ended_at > hour),
+                       (SELECT hour + interval '1 second'
+                          FROM billing._quota_in_force(customer.tenant_id, NULL, billing.now()) q
+                         WHERE lower(q.billing_period) = hour
+                           AND EXISTS (SELECT FROM billing.metrics m
+                                        WHERE m.kind = 'counter' AND billing._used(customer.tenant_id, m.name, hour) <> 0)),
+                       hour);
     IF trial_days IS NOT NULL OR trial_end IS NOT NULL THEN
         trial_until := billing._trial_until(hour, customer.timezone, trial_days, trial_end);
         period := tstzrange(starts, trial_until);

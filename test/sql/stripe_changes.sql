@@ -209,3 +209,14 @@ CALL travel_to('2030-03-11 00:20+00');
 SELECT period_start AS before FROM billing.get_current_period('bolt') \gset
 SELECT billing._advance_periods('bolt') AS ended;
 SELECT period_start = :'before' AS alike, period_start FROM billing.get_current_period('bolt');
+-- nor is what was used before a subscription, in a month's first hour, what it bills
+CALL travel_to('2030-04-01 00:10+00');
+SELECT FROM billing.create_customer('core', 'Core', 'c@c.example', stripe => true) \g /dev/null
+SELECT FROM billing.record_usage('core', 'llm_tokens', 889) \g /dev/null
+SELECT FROM billing.create_subscription('core', 'standard', 'send_invoice', 30) \g /dev/null
+SELECT FROM billing.record_usage('core', 'llm_tokens', 7) \g /dev/null
+CALL stripe();
+CALL travel_to('2030-04-01 01:10+00');
+CALL stripe();
+SELECT period_start, billing.get_current_usage('core', 'llm_tokens') AS used FROM billing.get_current_period('core');
+SELECT params #>> '{payload,value}' AS value FROM billing.stripe_outbox WHERE (tenant_id, kind, subject) = ('core', 'meter_event', 'llm_tokens');
