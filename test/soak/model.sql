@@ -181,7 +181,10 @@ CREATE FUNCTION soak.note(a soak.actions, metric text, quantity numeric, key tex
     INSERT INTO soak.events (step, action, tenant, subscription, metric, quantity, key, occurred_at, period_start, bound)
     SELECT a.step, a.id, t.tenant, s.id, $2, $3, $4, o.at,
            CASE WHEN $2 IN ('storage_gb', 'user_seats') THEN '-infinity'
-                WHEN s.id IS NOT NULL THEN soak.period(s.anchor, s.timezone, o.at)
+                -- the first one may begin a second later than its hour, which a month without a subscription has begun with
+                WHEN s.id IS NOT NULL THEN (SELECT greatest(p.starts, CASE WHEN b.starts < p.starts + interval '1 hour' THEN b.starts END)
+                     FROM billing.subscriptions b, LATERAL (SELECT soak.period(s.anchor, s.timezone, o.at) AS starts) p
+                    WHERE b.tenant_id = t.tenant AND b.id = s.id)
                 ELSE greatest(date_trunc('month', o.at, t.timezone), soak.ended(t.tenant, o.at)) END, $6
       FROM soak.tenants t LEFT JOIN soak.live(t.tenant) s ON s.id IS NOT NULL,
            LATERAL (SELECT coalesce($5, billing.now()) AS at) o

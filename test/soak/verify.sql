@@ -143,7 +143,7 @@ CREATE VIEW soak.billed_usage AS
       FROM (SELECT s.*, m.metric, greatest(coalesce(e.certain + e.less, 0), 0) AS least, greatest(coalesce(e.certain + e.more, 0), 0) AS most
               FROM soak.spans s
               JOIN billing.plan_metrics m ON m.plan = s.plan
-              LEFT JOIN (SELECT p.stripe_id, p.c, e.period_start, e.metric,
+              LEFT JOIN (SELECT p.stripe_id, p.c, date_trunc('minute', e.period_start) AS period_start, e.metric,
                                 coalesce(sum(e.quantity) FILTER (WHERE p.certain), 0) AS certain,
                                 coalesce(sum(least(e.quantity, 0)) FILTER (WHERE NOT p.certain), 0) AS less,
                                 coalesce(sum(greatest(e.quantity, 0)) FILTER (WHERE NOT p.certain), 0) AS more
