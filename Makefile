@@ -52,7 +52,7 @@ EXTVERSION = $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" pg_billing.co
 # The order matters: later parts use what earlier ones define.
 SQL_PARTS = schema types settings stats catalog prices audit customers subscriptions lifecycle tenant_prices quotas usage reservations \
             corrections rollup rollup_kinds alerts summary billable history standing rating credits credits_apply \
-            explain partitions retention stripe export export_figures export_deltas export_stream export_file stripe_catalog stripe_prices stripe_plan \
+            explain partitions retention stripe export export_figures export_deltas export_stream export_items export_file stripe_catalog stripe_prices stripe_plan \
             stripe_changes price_changes stripe_settle stripe_repair stripe_credits sync_plans sessions webhook_objects webhooks \
             webhook_missed meter_errors invoices invoice_preview change_preview \
             reconcile reconcile_compare reconcile_late reconcile_repair notifications events channels quota_cache api_keys health exposition security install

@@ -13,7 +13,7 @@ BEGIN
         unique_property   text,
         dimensions        text[] NOT NULL DEFAULT '{}',
         scale             smallint NOT NULL DEFAULT 6 CHECK (scale BETWEEN 0 AND 9),  -- decimals kept
-        export            text NOT NULL DEFAULT 'hourly_total' CHECK (export IN ('hourly_total', 'delta', 'delta_stream', 'file')),
+        export            text NOT NULL DEFAULT 'hourly_total' CHECK (export IN ('hourly_total', 'delta', 'delta_stream', 'invoice_items', 'file')),
         stripe_event_name text NOT NULL UNIQUE,
         -- what Stripe has confirmed
         stripe_product_id text,
@@ -45,7 +45,7 @@ BEGIN
     COMMENT ON COLUMN billing.metrics.dimensions IS
         'properties by which usage can be broken down, counted from their declaration on; up to five, of sums, counts and gauges';
     COMMENT ON COLUMN billing.metrics.export IS
-        'how usage reaches who bills it: hourly_total, an hour''s total that overwrites; delta, what came since, that adds; delta_stream, the same through the event stream; file, not Stripe but files; see docs/export.md';
+        'how usage reaches who bills it: hourly_total, an hour''s total that overwrites; delta, what came since, that adds; delta_stream, the same through the event stream; invoice_items, what a period comes to, rated here; file, not Stripe but files; see docs/export.md';
     COMMENT ON COLUMN billing.metrics.scale IS 'decimals a quantity may have; a quantity with more is refused';
 
     CREATE TABLE IF NOT EXISTS billing.plans (

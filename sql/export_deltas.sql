@@ -88,6 +88,8 @@ BEGIN
         subscriptions bigint := (SELECT count(DISTINCT i.subscription_id) FROM billing.subscription_items i
                                    JOIN billing.subscriptions s ON s.tenant_id = i.tenant_id AND s.id = i.subscription_id
                                   WHERE i.metric = old.name AND billing._stripe_counts(s.stripe_status, s.ended_at))
+                              + (SELECT count(DISTINCT p.subscription_id) FROM billing.item_periods p
+                                  WHERE p.metric = old.name AND p.terms IS NOT NULL AND p.due_at IS NOT NULL)
                               + (SELECT count(*) FROM billing.stripe_outbox o
                                   WHERE o.kind IN ('subscription_create', 'subscription_update') AND o.state IN ('waiting', 'sending'));
     BEGIN

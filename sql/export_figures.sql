@@ -169,13 +169,19 @@ BEGIN
     RETURN looked_at;
 END $$;
 
--- Late usage makes the figures of periods that are over due again: of a gauge, whose level goes on, all from then on.
+-- Late usage makes periods that are over due again, those that items bill, too: of a gauge, whose level goes on, all from then on.
 CREATE FUNCTION billing._roll_up_late(batch billing._batch, metrics text[]) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    late record;
 BEGIN
-    UPDATE billing.usage_figures f SET due_at = '-infinity'
-      FROM (SELECT e.tenant_id, e.metric, min(e.occurred_at) AS since FROM billing.usage_events e
-             WHERE billing._in_batch(e.tick, batch) AND e.metric = ANY (metrics) GROUP BY 1, 2) late
-     WHERE f.tenant_id = late.tenant_id AND f.metric = late.metric
-       AND f.period_end > late.since AND f.period_end <= billing.now();
+    FOR late IN
+        SELECT e.tenant_id, e.metric, min(e.occurred_at) AS since FROM billing.usage_events e
+         WHERE billing._in_batch(e.tick, batch) AND e.metric = ANY (metrics) GROUP BY 1, 2
+    LOOP
+        UPDATE billing.usage_figures f SET due_at = '-infinity'
+         WHERE f.tenant_id = late.tenant_id AND f.metric = late.metric AND f.period_end > late.since AND f.period_end <= billing.now();
+        UPDATE billing.item_periods p SET due_at = p.period_end + interval '30 minutes'
+         WHERE p.tenant_id = late.tenant_id AND p.metric = late.metric AND p.period_end > late.since AND p.period_end <= billing.now();
+    END LOOP;
 END $$;

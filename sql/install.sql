@@ -36,6 +36,7 @@ BEGIN
     PERFORM billing._install_price_changes();
     PERFORM billing._install_export_figures();
     PERFORM billing._install_export_deltas();
+    PERFORM billing._install_export_items();
     PERFORM billing._install_export_files();
     PERFORM billing._install_sessions();
     PERFORM billing._install_stripe_catalog();

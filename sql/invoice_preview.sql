@@ -73,12 +73,12 @@ BEGIN
         SELECT coalesce(o.metric, t.metric) AS metric, coalesce(o.description, t.line ->> 'description') AS description,
                o.quantity, t.quantity AS stripe_quantity, o.amount, (t.line ->> 'amount')::numeric AS stripe_amount,
                coalesce(o.extra, t.extra) AS extra,
-               o.nth AS here, t.nth AS there, coalesce(u.unsubmitted, 0) AS unsubmitted, u.kind,
+               o.nth AS here, t.nth AS there, coalesce(u.unsubmitted, 0) AS unsubmitted, u.kind, u.by_item,
                row_number() OVER (ORDER BY o.n NULLS LAST, t.n) AS ordinal
           FROM ours o
           FULL JOIN theirs t ON (t.metric, t.extra) IS NOT DISTINCT FROM (o.metric, o.extra) AND t.nth = o.nth
           LEFT JOIN LATERAL (
-               SELECT m.kind, billing._billable(own, m.name, q.billing_period)
+               SELECT m.kind, m.export = 'invoice_items' AS by_item, billing._billable(own, m.name, q.billing_period)
                       - coalesce((SELECT sum(a.submitted) FROM billing.usage_aggregates a
                                    WHERE a.tenant_id = own AND a.metric = m.name AND a.period_start = lower(q.billing_period)), 0)
                           AS unsubmitted
@@ -92,6 +92,7 @@ BEGIN
            CASE WHEN l.here IS NULL THEN coalesce(l.extra, 'only at Stripe')
                 WHEN (l.quantity, l.amount) IS NOT DISTINCT FROM (l.stripe_quantity, l.stripe_amount) THEN NULL
                 WHEN l.extra IS NOT NULL THEN l.extra
+                WHEN l.by_item THEN 'an invoice item, once the period is over'
                 WHEN l.there IS NULL AND l.unsubmitted = 0 THEN 'only here'
                 WHEN l.kind = 'gauge' THEN 'Stripe has the level that was submitted last'
                 WHEN l.unsubmitted <> 0 THEN 'usage that is not submitted yet'

@@ -55,7 +55,7 @@ BEGIN
     COMMENT ON TABLE billing.invoice_lines IS 'lines of an invoice; graduated usage has one line per tier';
 END $$;
 
--- Which metric a line bills: by its item, or by the price where the item is gone since; null: none.
+-- Which metric a line bills: by its item, or by the price where the item is gone since, or as an invoice item of ours; null: none.
 CREATE FUNCTION billing._line_metric(tenant text, line jsonb) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT coalesce((SELECT i.metric FROM billing.subscription_items i
@@ -65,19 +65,26 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
                       LIMIT 1),
                     (SELECT p.metric FROM billing._known_prices($1) p
                       WHERE p.stripe_price_id = coalesce($2 #>> '{pricing,price_details,price}', $2 #>> '{price,id}')
-                      LIMIT 1))
+                      LIMIT 1),
+                    (SELECT l.metric FROM billing.late_usage l
+                      WHERE l.tenant_id = $1 AND l.stripe_invoice_item_id = $2 #>> '{parent,invoice_item_details,invoice_item}'))
 $$;
 
 -- Stores lines of an invoice; with the first of them, what was stored before is gone: a draft's lines change.
 CREATE FUNCTION billing._apply_invoice_lines(tenant text, invoice text, lines jsonb, first boolean) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    UPDATE billing.late_usage l SET stripe_invoice_id = $2, unattached = false
+      FROM jsonb_array_elements($3) line
+     WHERE l.tenant_id = $1 AND l.stripe_invoice_item_id = line #>> '{parent,invoice_item_details,invoice_item}';
     DELETE FROM billing.invoice_lines l WHERE $4 AND l.tenant_id = $1 AND l.stripe_invoice_id = $2;
     INSERT INTO billing.invoice_lines AS l (tenant_id, stripe_invoice_id, stripe_line_id, ordinal, metric, description,
                                             quantity, amount, currency, period_start, period_end, stripe_price_id)
     SELECT $1, $2, line ->> 'id', before.lines + n,
            billing._line_metric($1, line),
            line ->> 'description',
-           coalesce(line ->> 'quantity_decimal', line ->> 'quantity')::numeric,
+           coalesce((SELECT u.quantity FROM billing.late_usage u
+                      WHERE u.tenant_id = $1 AND u.stripe_invoice_item_id = line #>> '{parent,invoice_item_details,invoice_item}'),
+                    (line ->> 'quantity_decimal')::numeric, (line ->> 'quantity')::numeric),
            (line ->> 'amount')::numeric,
            line ->> 'currency',
            to_timestamp((line #>> '{period,start}')::bigint),

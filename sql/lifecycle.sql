@@ -36,7 +36,7 @@ BEGIN
     END IF;
 END $$;
 
--- What every change of a subscription brings with it: the audit log, the quotas, and Stripe.
+-- What every change of a subscription brings with it: the audit log, the quotas, what is billed here, and Stripe.
 CREATE FUNCTION billing._subscription_changed(action text, before jsonb, after jsonb) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -44,6 +44,7 @@ DECLARE
 BEGIN
     PERFORM billing._audit(tenant, action, before, after);
     PERFORM billing._refresh_quotas(tenant);
+    PERFORM billing._close_item_periods(before, after);
     PERFORM billing._ask_stripe_anew(tenant);
 END $$;
 

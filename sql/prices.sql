@@ -122,6 +122,19 @@ LANGUAGE sql STABLE AS $$
      WHERE p.plan = $2 AND p.since <= $3 AND (p.until > $3) IS NOT FALSE
 $$;
 
+-- Whether a mode of export bills by a meter and prices of Stripe's.
+CREATE FUNCTION billing._has_meter(export text) RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$ SELECT $1 IN ('hourly_total', 'delta', 'delta_stream') $$;
+
+-- Those prices that Stripe has, too: without the ones that are rated here only.
+CREATE FUNCTION billing._stripe_prices_of(tenant_id text, plan text, version int)
+RETURNS TABLE (metric text, terms jsonb, stripe_price_id text, stripe_active boolean)
+LANGUAGE sql STABLE AS $$
+    SELECT p.metric, p.terms, p.stripe_price_id, p.stripe_active
+      FROM billing._prices_of($1, $2, $3) p LEFT JOIN billing.metrics m ON m.name = p.metric
+     WHERE billing._has_meter(m.export) IS NOT FALSE
+$$;
+
 -- All prices that may be on a tenant's subscriptions and invoices at Stripe.
 CREATE FUNCTION billing._known_prices(tenant_id text)
 RETURNS TABLE (stripe_price_id text, plan text, metric text, until int, terms jsonb)

@@ -176,7 +176,9 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
         SELECT array_agg(m.metric ORDER BY m.metric) AS metrics, array_agg(m.amount ORDER BY m.metric) AS amounts,
                min(m.currency) AS currency, min(m.period_start) AS period_start, max(m.period_end) AS period_end
           FROM (SELECT l.metric, sum(l.amount) AS amount, min(l.currency) AS currency, min(l.period_start) AS period_start,
-                       max(l.period_end) AS period_end FROM lines l WHERE l.metric IS NOT NULL GROUP BY 1) m
+                       max(l.period_end) AS period_end FROM lines l
+                 -- credit pays for what Stripe meters
+                 WHERE l.metric IN (SELECT x.name FROM billing.metrics x WHERE x.export <> 'invoice_items') GROUP BY 1) m
     )
     SELECT * FROM lines
     UNION ALL

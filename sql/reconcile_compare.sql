@@ -246,7 +246,7 @@ LANGUAGE sql STABLE AS $$
       JOIN billing.invoices i USING (tenant_id, stripe_invoice_id)
       LEFT JOIN (SELECT s.stripe_subscription_id FROM billing._period_of($1, $2) p
                    JOIN billing.subscriptions s ON s.tenant_id = $1 AND s.id = p.subscription_id) s ON true
-     WHERE l.tenant_id = $1 AND l.metric IS NOT NULL
+     WHERE l.tenant_id = $1 AND l.metric IS NOT NULL AND l.stripe_price_id IS NOT NULL     -- no items
        AND date_trunc('hour', l.period_start, 'UTC') >= date_trunc('hour', $2, 'UTC')
        AND date_trunc('hour', l.period_end, 'UTC') <= $3
        AND coalesce(i.stripe_subscription_id = s.stripe_subscription_id, true)

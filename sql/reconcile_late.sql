@@ -5,6 +5,9 @@
 --   next_period    it is added to what Stripe is told of an hour of the current period, and billed with that
 --   invoice_item   the difference it makes to its own period's price becomes an item of the next invoice
 --
+-- Items also bill all usage of metrics with export = 'invoice_items' (export_items.sql). An item goes on the draft of the
+-- subscription's invoice where there is one, else on the next one. Who has no subscription any more gets an invoice for it.
+--
 -- Difference-driven: what is late is the ledger less what was invoiced less what was late before, taken only from an
 -- invoice that has just been fetched. So it is billed once, whatever is repeated.
 
@@ -24,13 +27,17 @@ BEGIN
         amount                 numeric,                 -- invoice_item: in minor units
         currency               text,
         stripe_invoice_item_id text,
+        stripe_invoice_id      text,                    -- that it is on; null: not known yet
+        unattached             boolean NOT NULL DEFAULT false,  -- it is for whatever invoice the customer gets next
         noted_at               timestamptz NOT NULL,
         billed_at              timestamptz,             -- null: it is not at Stripe yet
         PRIMARY KEY (tenant_id, id)
     );
     CREATE INDEX IF NOT EXISTS late_usage_hour ON billing.late_usage (tenant_id, metric, hour);
     CREATE INDEX IF NOT EXISTS late_usage_due ON billing.late_usage (tenant_id, id) WHERE billed_at IS NULL;
-    COMMENT ON TABLE billing.late_usage IS 'usage of periods that were invoiced for good, and how it is billed after all';
+    CREATE INDEX IF NOT EXISTS late_usage_item ON billing.late_usage (tenant_id, stripe_invoice_item_id);
+    COMMENT ON TABLE billing.late_usage IS
+        'usage that no line of its own period''s invoice bills, as it came after that was final or has no meter, and how it is billed';
 END $$;
 
 -- The late usage that an hour carries for earlier periods. Of what was told before a change of price Stripe has billed it.
@@ -158,6 +165,12 @@ BEGIN
                            AND o.state IN ('waiting', 'sending'));
 END $$;
 
+-- Whether an item may be planned: no request for it is under way, and none was refused.
+CREATE FUNCTION billing._late_item_free(tenant_id text, id bigint) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT billing._stripe_free($1, 'late_item_create', $2::text) AND billing._stripe_free($1, 'late_item_find', $2::text)
+$$;
+
 -- Makes what is late due: the hours that carry it, once no total without it is under way, and items: one for each, found
 -- by our metadata where an attempt may have made it already.
 CREATE FUNCTION billing._stripe_plan_late_usage() RETURNS bigint
@@ -173,9 +186,10 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     ), requests AS (
         SELECT billing._stripe_enqueue(l.tenant_id, 'late_item_create', l.id::text, 'POST', '/v1/invoiceitems',
                    jsonb_strip_nulls(jsonb_build_object('customer', c.stripe_customer_id, 'amount', l.amount, 'currency', l.currency,
-                       -- without a subscription it waits for whatever the customer's next invoice is
-                       'subscription', CASE WHEN s.stripe_status NOT IN ('canceled', 'incomplete_expired')
-                                            THEN s.stripe_subscription_id END,
+                       'invoice', d.draft, 'subscription',
+                       CASE WHEN d.draft IS NULL AND s.stripe_status NOT IN ('canceled', 'incomplete_expired')
+                                 AND NOT (s.ended_at IS NOT NULL AND s.stripe_cancels)     -- by itself, of which we may not have heard yet
+                            THEN s.stripe_subscription_id END,
                        'description', format('%s × %s, used until %s', trim_scale(l.quantity), m.display_name,
                                              to_char(l.period_end AT TIME ZONE 'UTC', 'YYYY-MM-DD')),
                        'period', jsonb_build_object('start', extract(epoch FROM l.period_start)::bigint,
@@ -185,28 +199,57 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
           JOIN billing.metrics m ON m.name = l.metric
           JOIN billing.billing_customers c ON c.tenant_id = l.tenant_id
           JOIN billing.subscriptions s ON s.tenant_id = l.tenant_id AND s.id = l.subscription_id
-         WHERE l.billed_at IS NULL AND l.policy = 'invoice_item'
-           AND billing._stripe_free(l.tenant_id, 'late_item_create', l.id::text)
-           AND billing._stripe_free(l.tenant_id, 'late_item_find', l.id::text)
+          LEFT JOIN LATERAL (
+               SELECT i.stripe_invoice_id AS draft FROM billing.invoices i
+                WHERE i.tenant_id = l.tenant_id AND i.stripe_subscription_id = s.stripe_subscription_id AND i.status = 'draft'
+                ORDER BY i.created_at DESC LIMIT 1) d ON true
+         WHERE l.billed_at IS NULL AND l.policy = 'invoice_item' AND billing._late_item_free(l.tenant_id, l.id)
+           -- whether it is a draft still is just being asked
+           AND NOT EXISTS (SELECT FROM billing.stripe_outbox o
+                            WHERE o.tenant_id = l.tenant_id AND o.kind = 'invoice_fetch' AND o.subject = d.draft
+                              AND o.state IN ('waiting', 'sending'))
+    ), invoices AS (
+        SELECT billing._stripe_enqueue(c.tenant_id, 'item_invoice_create', l.latest::text, 'POST', '/v1/invoices',
+                   jsonb_strip_nulls(jsonb_build_object('customer', c.stripe_customer_id, 'auto_advance', true,
+                       'collection_method', s.collection_method, 'days_until_due', s.days_until_due,
+                       'pending_invoice_items_behavior', 'include', 'metadata', jsonb_build_object('tenant_id', c.tenant_id))))
+          FROM (SELECT x.tenant_id, max(x.id) AS latest, max(x.subscription_id) AS subscription_id FROM billing.late_usage x
+                 WHERE x.unattached GROUP BY 1) l
+          JOIN billing.billing_customers c ON c.tenant_id = l.tenant_id
+          JOIN billing.subscriptions s ON s.tenant_id = l.tenant_id AND s.id = l.subscription_id
+         WHERE NOT EXISTS (SELECT FROM billing.subscriptions n
+                            WHERE n.tenant_id = l.tenant_id AND n.status NOT IN ('canceled', 'incomplete_expired'))
+           -- others that are on their way are to be on it, too
+           AND NOT EXISTS (SELECT FROM billing.late_usage o
+                            WHERE o.tenant_id = l.tenant_id AND o.billed_at IS NULL AND o.policy = 'invoice_item'
+                              AND o.noted_at > billing.now() - interval '1 hour')
+           AND billing._stripe_free(l.tenant_id, 'item_invoice_create', l.latest::text)
     )
-    SELECT (SELECT count(*) FROM requests) + (SELECT count(*) FROM carried)
+    SELECT (SELECT count(*) FROM requests) + (SELECT count(*) FROM carried) + (SELECT count(*) FROM invoices)
 $$;
 
--- Takes the item that was made, or a page of those among which it may be.
+-- Takes the item that was made, or a page of those among which it may be. Where the invoice that it was to go on is no draft any
+-- more (invoice_not_editable), that is fetched, and the item goes on the next one.
 CREATE FUNCTION billing._apply_late_item(request jsonb, response jsonb) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     r billing.stripe_outbox := jsonb_populate_record(NULL::billing.stripe_outbox, request);
-    item text := response ->> 'id';
+    item jsonb := response;
 BEGIN
+    IF response ? 'error' THEN
+        PERFORM billing._stripe_enqueue(r.tenant_id, 'invoice_fetch', r.params ->> 'invoice', 'GET', '/v1/invoices/' || (r.params ->> 'invoice'), '{}');
+        RETURN;
+    END IF;
     IF r.kind = 'late_item_find' THEN
-        SELECT d ->> 'id' INTO item FROM jsonb_array_elements(response -> 'data') d
-         WHERE d #>> '{metadata,late_usage_id}' = r.subject AND d #>> '{metadata,tenant_id}' = r.tenant_id;
+        item := (SELECT d FROM jsonb_array_elements(response -> 'data') d
+                  WHERE d #>> '{metadata,late_usage_id}' = r.subject AND d #>> '{metadata,tenant_id}' = r.tenant_id);
         IF item IS NULL AND (response ->> 'has_more')::boolean THEN
             PERFORM billing._stripe_enqueue(r.tenant_id, r.kind, r.subject, 'GET', r.path,
                         r.params || jsonb_build_object('starting_after', response #>> '{data,-1,id}'));
         END IF;
     END IF;
-    UPDATE billing.late_usage l SET stripe_invoice_item_id = item, billed_at = billing.now()
+    UPDATE billing.late_usage l
+       SET stripe_invoice_item_id = item ->> 'id', stripe_invoice_id = item ->> 'invoice', billed_at = billing.now(),
+           unattached = item ->> 'invoice' IS NULL AND item #>> '{parent,subscription_details,subscription}' IS NULL
      WHERE l.tenant_id = r.tenant_id AND l.id::text = r.subject AND l.billed_at IS NULL AND item IS NOT NULL;
 END $$;

@@ -205,13 +205,15 @@ DECLARE
     uniques text[];
     broken_down text[];
     exported text[];
+    by_period text[];
 BEGIN
     SELECT array_agg(m.name) FILTER (WHERE m.kind = 'gauge'),
            array_agg(m.name) FILTER (WHERE m.kind = 'counter' AND m.aggregation IN ('max', 'last')),
            array_agg(m.name) FILTER (WHERE m.aggregation = 'unique_count'),
            array_agg(m.name) FILTER (WHERE m.dimensions <> '{}'),
-           array_agg(m.name) FILTER (WHERE m.export = 'file')
-      INTO gauges, decisive, uniques, broken_down, exported
+           array_agg(m.name) FILTER (WHERE m.export = 'file'),
+           array_agg(m.name) FILTER (WHERE m.export = 'invoice_items' OR m.kind = 'gauge' OR m.aggregation IN ('max', 'last'))
+      INTO gauges, decisive, uniques, broken_down, exported, by_period
       FROM billing.metrics m WHERE m.name = ANY (touched);
     IF gauges IS NOT NULL THEN
         PERFORM billing._roll_up_gauges(batch, gauges);
@@ -219,8 +221,8 @@ BEGIN
     IF decisive IS NOT NULL THEN
         PERFORM billing._roll_up_decisive(batch, decisive);
     END IF;
-    IF gauges IS NOT NULL OR decisive IS NOT NULL THEN
-        PERFORM billing._roll_up_late(batch, gauges || decisive);
+    IF by_period IS NOT NULL THEN
+        PERFORM billing._roll_up_late(batch, by_period);
     END IF;
     IF uniques IS NOT NULL THEN
         PERFORM billing._roll_up_uniques(batch, uniques);

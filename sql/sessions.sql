@@ -143,7 +143,7 @@ BEGIN
                SELECT jsonb_agg(jsonb_build_object('price', w.stripe_price_id)
                                 || CASE WHEN w.metric IS NULL THEN '{"quantity": 1}' ELSE '{}'::jsonb END ORDER BY w.metric NULLS FIRST) AS items,
                       bool_and(w.stripe_price_id IS NOT NULL AND w.stripe_active) AS complete
-                 FROM billing._prices_of(s.tenant_id, s.plan, (SELECT max(v.version) FROM billing.plan_versions v WHERE v.plan = s.plan)) w) i
+                 FROM billing._stripe_prices_of(s.tenant_id, s.plan, (SELECT max(v.version) FROM billing.plan_versions v WHERE v.plan = s.plan)) w) i
          WHERE s.state = 'waiting' AND c.stripe_customer_id IS NOT NULL AND (s.kind = 'portal' OR i.complete)
            AND billing._stripe_free(s.tenant_id, 'session_create', s.id::text)
     )

@@ -24,10 +24,10 @@ LANGUAGE sql STABLE AS $$
       FROM billing.plans p
     UNION ALL
     SELECT 'product', 'pgb_metric_' || m.name, NULL, m.name, m.display_name, m.stripe_product_id, m.stripe_name
-      FROM billing.metrics m WHERE m.export <> 'file'
+      FROM billing.metrics m WHERE billing._has_meter(m.export)
     UNION ALL
     SELECT 'meter', m.name, NULL, m.name, m.display_name, m.stripe_meter_id, m.stripe_meter_name
-      FROM billing.metrics m WHERE m.export <> 'file'
+      FROM billing.metrics m WHERE billing._has_meter(m.export)
     UNION ALL
     SELECT 'feature', m.name, NULL, m.name, m.display_name, m.stripe_feature_id, m.stripe_feature_name FROM billing.metrics m
 $$;

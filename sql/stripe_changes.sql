@@ -19,7 +19,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
                      WHERE x.tenant_id = $1 ->> 'tenant_id' AND x.subscription_id = ($1 ->> 'id')::bigint
                     UNION ALL
                     SELECT NULL, $1 ->> 'stripe_item_id', $1 ->> 'stripe_price_id') i
-              FULL JOIN billing._prices_of($1 ->> 'tenant_id', $1 ->> 'plan', ($1 ->> 'plan_version')::int) p
+              FULL JOIN billing._stripe_prices_of($1 ->> 'tenant_id', $1 ->> 'plan', ($1 ->> 'plan_version')::int) p
                      ON coalesce(p.metric, '') = coalesce(i.metric, '')
              WHERE p.stripe_price_id IS DISTINCT FROM i.stripe_price_id OR p.terms IS NULL) w
 $$;
@@ -88,7 +88,12 @@ BEGIN
           FROM billing._stripe_changes() c, billing.rollup_state r
          WHERE NOT EXISTS (SELECT FROM billing.stripe_outbox o
                             WHERE o.tenant_id = c.tenant_id AND o.state IN ('waiting', 'sending')
-                              AND (o.kind LIKE 'subscription\_%' OR o.kind IN ('meter_event', 'delta_find') AND c.changed_at IS NOT NULL))
+                              AND (o.kind LIKE 'subscription\_%' OR o.kind LIKE 'late\_item\_%'
+                                   OR o.kind IN ('meter_event', 'delta_find') AND c.changed_at IS NOT NULL))
+           -- what it closes here is to be on the invoice that it makes
+           AND NOT EXISTS (SELECT FROM billing.late_usage l
+                            WHERE l.tenant_id = c.tenant_id AND l.billed_at IS NULL AND l.policy = 'invoice_item'
+                              AND billing._late_item_free(l.tenant_id, l.id))
            AND (c.changed_at IS NULL
                 OR greatest(c.changed_at, hour) < r.tail
                    AND NOT EXISTS (SELECT FROM billing._stripe_due_hours() h WHERE h.tenant_id = c.tenant_id COLLATE "C")
@@ -259,6 +264,7 @@ BEGIN
             s.stripe_status, s.stripe_plan, s.stripe_item_id, s.stripe_price_id, s.stripe_cancels, s.stripe_trial_end,
             s.stripe_ended_at, s.stripe_offset, s.fee_anchor, s.prices_due)
      WHERE x.tenant_id = s.tenant_id AND x.id = s.id;
+    PERFORM billing._close_item_periods(to_jsonb(was), to_jsonb(s));
     PERFORM billing._note_price_changes(to_jsonb(was), subscription #> '{items,data}');
     PERFORM billing._apply_subscription_items(to_jsonb(was), subscription #> '{items,data}');
     -- What somebody changed there by hand within a plan stays; what was asked for here is due until it is there.
@@ -281,6 +287,7 @@ BEGIN
     PERFORM billing._stripe_give_up();
     requests := billing._stripe_plan_catalog() + billing._stripe_plan_prices() + billing._stripe_plan_tenants()
               + billing._stripe_plan_credits();
+    requests := requests + billing._bill_item_periods(stock);
     requests := requests + billing._stripe_plan_sessions() + billing._stripe_plan_changes();
     requests := requests + billing._stripe_plan_late_usage();
     requests := requests + billing._stripe_plan_usage(stock) + billing._stripe_plan_figures(stock);

@@ -55,7 +55,7 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
                SELECT jsonb_agg(jsonb_build_object('price', w.stripe_price_id) ORDER BY w.metric NULLS FIRST) AS items,
                       bool_and(w.stripe_price_id IS NOT NULL AND w.stripe_active) AS complete,
                       max((w.terms ->> 'months')::int) AS longest, coalesce(s.trial_end > billing.now(), false) AS trial
-                 FROM billing._prices_of(s.tenant_id, s.plan, s.plan_version) w) i
+                 FROM billing._stripe_prices_of(s.tenant_id, s.plan, s.plan_version) w) i
          CROSS JOIN LATERAL (
                SELECT h.hour, greatest(h.hour, least(to_timestamp(ceil(extract(epoch FROM coalesce(max(o.stripe_ended_at), h.hour)))),
                                                      h.hour + interval '59 minutes 58 seconds')) AS starts,

@@ -80,7 +80,9 @@ LANGUAGE sql STABLE AS $$
             UNION ALL
             SELECT x.tenant_id, x.id, x.plan, x.metric, x.terms, NULL, NULL, x.cleared_at, x.stripe_price_id, x.stripe_active, false
               FROM billing.tenant_prices x) p
+      LEFT JOIN billing.metrics m ON m.name = p.metric
       CROSS JOIN LATERAL (SELECT billing._stripe_price_key(p.plan, p.metric, (p.terms ->> 'months')::int) AS key) k
+     WHERE billing._has_meter(m.export) IS NOT FALSE
 $$;
 
 CREATE FUNCTION billing._stripe_create_price(tenant_id text, id bigint, replaces text) RETURNS bigint
@@ -144,7 +146,7 @@ BEGIN
       FROM billing._stripe_prices() p WHERE p.tenant_id = r.tenant_id AND p.id = price_id;
     IF r.kind = 'price_update' THEN
         PERFORM billing._stripe_price_is(r.tenant_id, price_id, r.subject, (r.params ->> 'active')::boolean);
-    ELSIF ours #>> '{recurring,usage_type}' = 'metered' AND (ours #> '{recurring,meter}' IS NULL
+    ELSIF ours IS NULL OR ours #>> '{recurring,usage_type}' = 'metered' AND (ours #> '{recurring,meter}' IS NULL
               OR r.kind = 'price_create' AND ours #> '{recurring,meter}' <> r.params #> '{recurring,meter}') THEN
         RETURN;     -- metrics.export has changed, so another one is asked for
     ELSIF r.kind = 'price_create' THEN

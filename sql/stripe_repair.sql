@@ -154,7 +154,7 @@ BEGIN
            SET state = 'failed', settled_at = clock_timestamp(), lease_until = NULL, sender = NULL,
                error = concat_ws(': ', 'given up before Stripe forgets its key', o.error)
          WHERE o.state IN ('waiting', 'sending') AND o.attempts > 0 AND o.created_at < clock_timestamp() - interval '23 hours'
-           AND o.kind IN ('customer_create', 'subscription_create', 'credit_grant_create')
+           AND o.kind IN ('customer_create', 'subscription_create', 'credit_grant_create', 'late_item_create')
            AND (o.state = 'waiting' OR o.sender <> pg_backend_pid() OR o.lease_until < clock_timestamp())
         RETURNING to_jsonb(o)
     LOOP

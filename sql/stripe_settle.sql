@@ -45,6 +45,8 @@ BEGIN
         END IF;
     WHEN 'late_item_create', 'late_item_find' THEN
         PERFORM billing._apply_late_item(request, response);
+    WHEN 'item_invoice_create' THEN
+        PERFORM billing._apply_invoice(r.tenant_id, response);
     WHEN 'events_list' THEN
         PERFORM billing._apply_missed(request, response);
     ELSE
@@ -76,6 +78,7 @@ BEGIN
                     WHERE o.tenant_id = _stripe_settle.tenant_id AND o.id = _stripe_settle.id
                       AND (o.kind, _stripe_settle.response #>> '{error,code}') IN
                           (('product_create', 'resource_already_exists'), ('feature_attach', 'resource_already_exists'),
+                           ('late_item_create', 'invoice_not_editable'),
                            ('subscription_cancel', 'resource_missing'),
                            ('feature_detach', 'resource_missing'), ('invoice_fetch', 'resource_missing'),
                            ('price_fetch', 'resource_missing'), ('product_fetch', 'resource_missing'))) THEN

@@ -80,6 +80,9 @@ BEGIN
         END IF;
     END IF;
     PERFORM billing._check_plan(meant);
+    -- what has begun is at what it has cost until now
+    PERFORM billing._begin_item_periods(to_jsonb(s)) FROM billing.subscriptions s
+      WHERE s.tenant_id = _plan_meant.tenant_id AND s.status NOT IN ('canceled', 'incomplete_expired');
     RETURN meant;
 END $$;
 
@@ -95,6 +98,9 @@ BEGIN
        SET prices_due = true, proration_behavior = _prices_changed.proration_behavior, changed_at = billing.now()
      WHERE s.tenant_id = _prices_changed.tenant_id AND s.plan = _prices_changed.plan
        AND s.status NOT IN ('canceled', 'incomplete_expired');
+    PERFORM billing._close_item_periods(to_jsonb(s), to_jsonb(s)) FROM billing.subscriptions s
+      WHERE s.tenant_id = _prices_changed.tenant_id AND s.plan = _prices_changed.plan
+        AND s.status NOT IN ('canceled', 'incomplete_expired');
     PERFORM billing._ask_stripe_anew(tenant_id);
 END $$;
 

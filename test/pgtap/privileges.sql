@@ -30,7 +30,7 @@ SELECT is_empty($$SELECT a.grantee::regrole, a.privilege_type FROM pg_namespace 
 
 SELECT set_eq($$SELECT relname::text FROM readable WHERE role = 'billing_tenant'$$, ARRAY['metrics', 'plans', 'plan_metrics', 'price_tiers', 'plan_versions', 'plan_prices', 'plan_features',
     'billing_customers', 'subscriptions', 'subscription_items', 'subscription_stretches', 'price_changes', 'tenant_prices', 'quota_overrides', 'usage_quotas', 'usage_event_keys', 'usage_events', 'reservations', 'rollup_state', 'plan_window_limits', 'metric_windows', 'window_limits',
-    'usage_aggregates', 'usage_uniques', 'usage_breakdown', 'usage_gauge_changes', 'usage_figures', 'alert_rules', 'usage_alerts', 'notification_channels', 'notifications', 'invoices', 'invoice_lines', 'audit_log', 'tenant_roles', 'credit_grants', 'credit_ledger', 'late_usage', 'invoice_comparisons'], 'billing_tenant reads these tables');
+    'usage_aggregates', 'usage_uniques', 'usage_breakdown', 'usage_gauge_changes', 'usage_figures', 'item_periods', 'alert_rules', 'usage_alerts', 'notification_channels', 'notifications', 'invoices', 'invoice_lines', 'audit_log', 'tenant_roles', 'credit_grants', 'credit_ledger', 'late_usage', 'invoice_comparisons'], 'billing_tenant reads these tables');
 SELECT set_eq($$SELECT relname FROM readable WHERE role = 'billing_app'$$, $$SELECT relname FROM readable WHERE role = 'billing_tenant'$$,
     'billing_app the same');
 SELECT set_eq($$SELECT relname FROM readable WHERE role = 'billing_admin'$$, $$SELECT relname FROM tables WHERE NOT relispartition AND relname NOT IN ('notification_secrets', 'stripe_sessions')$$,

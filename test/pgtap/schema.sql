@@ -27,7 +27,7 @@ SELECT tables_are('billing', ARRAY(
     SELECT relname FROM tables WHERE relispartition
     UNION ALL
     SELECT unnest(ARRAY['metrics', 'plans', 'plan_metrics', 'plan_window_limits', 'metric_windows', 'price_tiers', 'plan_versions', 'plan_prices', 'plan_features', 'billing_customers', 'subscriptions', 'subscription_items', 'subscription_stretches', 'price_changes', 'tenant_prices',
-        'quota_overrides', 'window_limits', 'usage_quotas', 'usage_event_keys', 'usage_events', 'reservations', 'rollup_state', 'usage_aggregates', 'usage_uniques', 'usage_breakdown', 'usage_gauge_changes', 'usage_figures', 'alert_rules', 'usage_alerts', 'notification_channels', 'notification_secrets', 'notifications',
+        'quota_overrides', 'window_limits', 'usage_quotas', 'usage_event_keys', 'usage_events', 'reservations', 'rollup_state', 'usage_aggregates', 'usage_uniques', 'usage_breakdown', 'usage_gauge_changes', 'usage_figures', 'item_periods', 'alert_rules', 'usage_alerts', 'notification_channels', 'notification_secrets', 'notifications',
         'stripe_outbox', 'stripe_sessions', 'stripe_state', 'webhook_events', 'catalog_drift', 'stripe_meter_errors', 'quota_cache_state', 'invoices', 'invoice_lines', 'api_keys', 'audit_log', 'tenant_roles', 'schema_version', 'credit_grants', 'credit_ledger', 'invoice_comparisons', 'late_usage', 'reconciliations', 'reconcile_steps', 'drift', 'export_hours', 'export_files', 'export_lines'])),
     'these are the tables');
 

@@ -28,6 +28,8 @@ INSERT INTO billing.subscription_items SELECT tenant_id, id, 'api_calls', 'si_1'
 INSERT INTO billing.tenant_prices (tenant_id, plan, terms, set_at) SELECT tenant_id, plan, '{}', billing.now() FROM billing.subscriptions;
 INSERT INTO billing.usage_figures (tenant_id, subscription_id, metric, period_start, period_end)
 SELECT tenant_id, id, 'user_seats', current_period_start, current_period_end FROM billing.subscriptions;
+INSERT INTO billing.item_periods (tenant_id, subscription_id, metric, period_start, period_end)
+SELECT tenant_id, id, 'user_seats', current_period_start, current_period_end FROM billing.subscriptions;
 INSERT INTO billing.invoices (tenant_id, stripe_invoice_id, status, currency, subtotal, total, amount_due, amount_paid, amount_remaining, created_at)
 SELECT t, 'in_1', 'open', 'usd', 1, 1, 1, 0, 1, billing.now() FROM unnest(ARRAY['acme', 'bolt']) t;
 INSERT INTO billing.invoice_lines (tenant_id, stripe_invoice_id, stripe_line_id, ordinal, amount, currency)

@@ -5,7 +5,7 @@
 namespace pg_billing::sandbox {
 namespace {
 
-json create(Store &store, const Call &call) {
+json create(Store &store, const AddToDraft &add_to_draft, const Call &call) {
     const json &params = call.params;
     for (const char *name : {"customer", "amount", "currency"})
         if (!call.has(name))
@@ -43,6 +43,8 @@ json create(Store &store, const Call &call) {
             {"type", "subscription_details"},
             {"subscription_details", {{"subscription", subscription}, {"subscription_item", nullptr}}}};
     merge_metadata(item, params);
+    if (call.has("invoice"))
+        add_to_draft(params["invoice"], item);
     json &stored = store.add(std::move(item));
     store.emit("invoiceitem.created", stored);
     return stored;
@@ -50,17 +52,18 @@ json create(Store &store, const Call &call) {
 
 }  // namespace
 
+json span_of_item(const json &item) {
+    return {{"invoice_item", item["id"]},   {"amount", item["amount"]},
+            {"currency", item["currency"]}, {"description", item["description"]},
+            {"metadata", item["metadata"]}, {"period", item["period"]}};
+}
+
 json pending_spans(Store &store, const json &subscription) {
     json spans = json::array();
     for (const json &item : store.all("invoiceitem"))
         if (item["invoice"].is_null() && item["customer"] == subscription["customer"] &&
             (item["_subscription"].is_null() || item["_subscription"] == subscription.value("id", json())))
-            spans.push_back({{"invoice_item", item["id"]},
-                             {"amount", item["amount"]},
-                             {"currency", item["currency"]},
-                             {"description", item["description"]},
-                             {"metadata", item["metadata"]},
-                             {"period", item["period"]}});
+            spans.push_back(span_of_item(item));
     return spans;
 }
 
@@ -95,10 +98,11 @@ json line_of_item(const json &invoice, const json &span, std::size_t number) {
             {"taxes", json::array()}};
 }
 
-void model_invoice_items(Catalog &catalog, Store &store) {
-    catalog.model("POST /v1/invoiceitems",
-                  {"customer", "amount", "currency", "description", "metadata", "period", "subscription"},
-                  [&store](const Call &call) { return create(store, call); });
+void model_invoice_items(Catalog &catalog, Store &store, AddToDraft add_to_draft) {
+    catalog.model(
+        "POST /v1/invoiceitems",
+        {"customer", "amount", "currency", "description", "invoice", "metadata", "period", "subscription"},
+        [&store, add_to_draft](const Call &call) { return create(store, add_to_draft, call); });
     catalog.model("GET /v1/invoiceitems",
                   {"customer", "created", "invoice", "pending", "limit", "starting_after", "ending_before"},
                   [&store](const Call &call) {

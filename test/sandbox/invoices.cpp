@@ -46,6 +46,11 @@ json line_of(const json &invoice, const json &span, const json &price, const Cha
             {"taxes", json::array()}};
 }
 
+// The subscription an invoice is of; null: none.
+json subscription_of(const json &invoice) {
+    return invoice["parent"].is_null() ? json() : invoice["parent"]["subscription_details"]["subscription"];
+}
+
 }  // namespace
 
 json span_of(const json &item, std::int64_t start, std::int64_t end, std::int64_t numerator,
@@ -164,12 +169,49 @@ json Invoices::preview(json invoice) {
     return previews_[id] = std::move(invoice);
 }
 
-json &Invoices::add_draft(json built, std::int64_t finalizes_at) {
+json &Invoices::add_draft(json built, json finalizes_at) {
     json &invoice = store_.add(std::move(built));
     attach_items(store_, invoice);
     invoice["automatically_finalizes_at"] = finalizes_at;
     store_.emit("invoice.created", invoice);
     return invoice;
+}
+
+void Invoices::add_item(const std::string &id, json &item) {
+    json &invoice = store_.get("invoice", id);
+    if (invoice["status"] != "draft")
+        throw invalid("This invoice is no longer editable", "invoice", "invoice_not_editable");
+    if (invoice["customer"] != item["customer"] || invoice["currency"] != item["currency"])
+        throw invalid("The invoice is not one of this customer, in this currency.", "invoice");
+    const json before = invoice;
+    item["invoice"] = id;
+    invoice["_spans"].push_back(span_of_item(item));
+    rate_lines(invoice);
+    store_.emit("invoice.updated", invoice, before);
+}
+
+json Invoices::create(const Call &call) {
+    const json &params = call.params;
+    const json &customer = store_.get("customer", call.text("customer"), "customer");
+    const std::int64_t now = store_.time_of(customer);
+    const json like = {{"id", nullptr},
+                       {"customer", customer["id"]},
+                       {"items", {{"data", {{{"current_period_start", now}, {"current_period_end", now}}}}}},
+                       {"collection_method", params.value("collection_method", "charge_automatically")},
+                       {"currency", params.value("currency", "usd")},
+                       {"default_payment_method", nullptr},
+                       {"metadata", json::object()},
+                       {"days_until_due", params.value("days_until_due", json())}};
+    json invoice = build(like, "manual", json::array(), now);
+    if (params.value("pending_invoice_items_behavior", "exclude") != "include") {
+        invoice["_spans"] = json::array();
+        rate_lines(invoice);
+    }
+    invoice["parent"] = nullptr;
+    merge_metadata(invoice, params);
+    const bool advances = params.value("auto_advance", false);
+    invoice["auto_advance"] = advances;
+    return add_draft(std::move(invoice), advances ? json(now + kDraftTime) : json());
 }
 
 void Invoices::usage_changed(const std::string &customer) {
@@ -229,8 +271,10 @@ void Invoices::collect(json &invoice, std::int64_t time) {
         return;
     }
     store_.emit("invoice.payment_failed", invoice);
-    json &subscription =
-        store_.get("subscription", invoice["parent"]["subscription_details"]["subscription"]);
+    const json id = subscription_of(invoice);
+    if (id.is_null())
+        return;
+    json &subscription = store_.get("subscription", id);
     if (subscription["status"] == "active") {
         const json before = subscription;
         subscription["status"] = "past_due";
@@ -247,14 +291,14 @@ void Invoices::mark_paid(json &invoice, std::int64_t time) {
     invoice["status_transitions"]["paid_at"] = time;
     store_.emit("invoice.paid", invoice, before);
     store_.emit("invoice.payment_succeeded", invoice);
-    const std::string id = invoice["parent"]["subscription_details"]["subscription"];
-    json *subscription = store_.find("subscription", id);
+    const json id = subscription_of(invoice);
+    json *subscription = id.is_null() ? nullptr : store_.find("subscription", id);
     if (!subscription ||
         ((*subscription)["status"] != "incomplete" && (*subscription)["status"] != "past_due"))
         return;
     for (const json &other : store_.all("invoice"))
         if (other["status"] == "open" && other["collection_method"] == "charge_automatically" &&
-            other["parent"]["subscription_details"]["subscription"] == id)
+            subscription_of(other) == id)
             return;
     const json old = *subscription;
     (*subscription)["status"] = "active";
@@ -300,6 +344,10 @@ json Invoices::pay(const Call &call) {
 }
 
 void Invoices::model(Catalog &catalog) {
+    catalog.model("POST /v1/invoices",
+                  {"customer", "auto_advance", "collection_method", "currency", "days_until_due", "metadata",
+                   "pending_invoice_items_behavior"},
+                  [this](const Call &call) { return create(call); });
     catalog.model("GET /v1/invoices/{id}", {},
                   [this](const Call &call) { return store_.get("invoice", call.id()); });
     catalog.model(
@@ -312,8 +360,7 @@ void Invoices::model(Catalog &catalog) {
                 for (const char *name : {"collection_method", "customer", "status"})
                     if (params.contains(name) && invoice[name] != params[name])
                         return false;
-                if (call.has("subscription") &&
-                    invoice["parent"]["subscription_details"]["subscription"] != params["subscription"])
+                if (call.has("subscription") && subscription_of(invoice) != params["subscription"])
                     return false;
                 const json &due = invoice["due_date"];
                 return in_range(params.value("created", json()), invoice["created"]) &&

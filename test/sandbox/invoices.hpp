@@ -22,6 +22,9 @@ namespace pg_billing::sandbox {
 json span_of(const json &item, std::int64_t start, std::int64_t end, std::int64_t numerator = 1,
              std::int64_t denominator = 1);
 
+// How long a draft is one: docs.stripe.com/invoicing/integration/automatic-advancement-collection
+constexpr std::int64_t kDraftTime = 3'600;
+
 class Invoices {
   public:
     Invoices(Store &store, Meters &meters, Credits &credits)
@@ -33,8 +36,10 @@ class Invoices {
     json build(const json &subscription, const std::string &reason, json spans, std::int64_t time);
     // Shows what credit would pay of a built one.
     void preview_credit(json &invoice, std::int64_t time) { credits_.apply(invoice, time, true); }
-    // Stores a built invoice as a draft that finalizes by itself at that time.
-    json &add_draft(json invoice, std::int64_t finalizes_at);
+    // Stores a built invoice as a draft that finalizes by itself at that time; null: it does not.
+    json &add_draft(json invoice, json finalizes_at);
+    // Adds an invoice item to a draft.
+    void add_item(const std::string &invoice, json &item);
     // Keeps a built invoice for whoever asks for its lines; returns it as it is. It is on no list.
     json preview(json invoice);
     // Freezes a draft and, for charge_automatically, tries to collect unless payment waits for the customer.
@@ -52,6 +57,7 @@ class Invoices {
     void rate_lines(json &invoice);
     void collect(json &invoice, std::int64_t time);
     void mark_paid(json &invoice, std::int64_t time);
+    json create(const Call &call);
     json pay(const Call &call);
     json &invoice_in(const Call &call, const char *status);
 

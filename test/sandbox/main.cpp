@@ -94,7 +94,9 @@ void run(const std::string &listen, const std::string &endpoints, std::uint64_t 
     event_stream.model(catalog);
     credits.model(catalog);
     invoices.model(catalog);
-    sandbox::model_invoice_items(catalog, store);
+    sandbox::model_invoice_items(catalog, store, [&](const std::string &invoice, sandbox::json &item) {
+        invoices.add_item(invoice, item);
+    });
     subscriptions.model(catalog);
     checkout.model(catalog);
     clocks.model(catalog);

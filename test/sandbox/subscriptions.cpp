@@ -11,7 +11,6 @@ namespace pg_billing::sandbox {
 namespace {
 
 constexpr std::int64_t kHour = 3'600, kDay = 86'400;
-constexpr std::int64_t kDraftTime = kHour;            // a cycle's invoice stays a draft this long
 constexpr std::int64_t kIncompleteTime = 23 * kHour;  // then an unpaid first invoice ends the subscription
 constexpr std::size_t kMaxBackdatedLines = 250;
 
