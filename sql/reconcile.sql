@@ -6,7 +6,7 @@
 --
 --   ledger     the events once more, against usage_aggregates and usage_quotas; reads nothing of Stripe
 --   meter      what was sent of a metric's closed hours, against Stripe's summaries: first the total, one read; only where
---              that differs, or by_hour is wanted, hour by hour
+--              that differs, or by_hour is wanted, hour by hour; of what has one figure per period, that one
 --   invoices   a period that is over, against the lines of its final invoices; reads only where the stored ones differ
 --
 -- Stripe's summaries lag behind. So an hour is closed only once it is pg_billing.reconcile_settle old, and a difference is
@@ -159,7 +159,7 @@ BEGIN
                SELECT 'meter', m.name
                  FROM billing.metrics m
                 WHERE p.stripe_subscription_id IS NOT NULL AND closed > lower(p.span)
-                  AND m.stripe_meter_id IS NOT NULL AND billing._adds_up(m.kind, m.aggregation)
+                  AND m.stripe_meter_id IS NOT NULL
                   AND (EXISTS (SELECT FROM billing.subscription_items i
                                 WHERE i.tenant_id = p.tenant_id AND i.subscription_id = p.subscription_id AND i.metric = m.name)
                        OR EXISTS (SELECT FROM billing.usage_aggregates a
@@ -195,7 +195,8 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     s billing.reconcile_steps := jsonb_populate_record(NULL::billing.reconcile_steps, step);
     customer text := (SELECT c.stripe_customer_id FROM billing.billing_customers c WHERE c.tenant_id = s.tenant_id);
-    by_hour boolean := s.looks > 0 OR (SELECT r.by_hour FROM billing.reconciliations r WHERE r.id = s.reconciliation_id);
+    by_hour boolean := billing._by_hour(s.metric)
+                       AND (s.looks > 0 OR (SELECT r.by_hour FROM billing.reconciliations r WHERE r.id = s.reconciliation_id));
 BEGIN
     PERFORM billing._stripe_enqueue(s.tenant_id, w.kind, concat_ws(' ', s.reconciliation_id, nullif(s.metric, ''),
                                         extract(epoch FROM s.starts)::bigint), 'GET', w.path,

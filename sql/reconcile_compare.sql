@@ -122,6 +122,46 @@ BEGIN
       FROM used u FULL JOIN (SELECT * FROM told x WHERE x.hour >= first AND x.hour < ends) t ON t.hour = u.hour;
 END $$;
 
+-- Whether a metric is compared by the hour, or by one figure of the period (export_figures.sql); true of no metric.
+CREATE FUNCTION billing._by_hour(metric text) RETURNS boolean
+LANGUAGE sql STABLE AS $$
+    SELECT coalesce((SELECT billing._adds_up(m.kind, m.aggregation) FROM billing.metrics m WHERE m.name = $1), true)
+$$;
+
+-- How the figure of a step's period differs: from what it should be, once that period is over, unless an end has cut it short; or
+-- at Stripe, which counts what it was told of the latest moment of the closed hours, as long as that request is kept.
+-- `settled`: that was not just now, and nothing is under way.
+CREATE FUNCTION billing._figure_differences(step jsonb, counted numeric)
+RETURNS TABLE (kind text, hour timestamptz, period_start timestamptz, ledger numeric, sent numeric, stripe numeric,
+               settled boolean)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    WITH step AS (
+        SELECT s.*, f.submitted, f.due_at AS look_at, f.period_end,
+               NOT EXISTS (SELECT FROM billing.stripe_outbox o
+                            WHERE o.tenant_id = s.tenant_id AND o.kind = 'meter_event' AND o.subject = s.metric
+                              AND (o.state IN ('waiting', 'sending') OR o.settled_at > clock_timestamp() - billing._settle_delay() / 12)) AS settled
+          FROM jsonb_populate_record(NULL::billing.reconcile_steps, $1) s
+          JOIN billing.usage_figures f ON f.tenant_id = s.tenant_id AND f.subscription_id = s.subscription_id AND f.metric = s.metric
+               AND f.period_start = s.starts
+    ), told AS (
+        SELECT (o.params #>> '{payload,value}')::numeric AS value
+          FROM step s
+          JOIN billing.stripe_outbox o ON o.tenant_id = s.tenant_id AND o.kind = 'meter_event' AND o.subject = s.metric
+               AND o.state = 'delivered' AND o.detail ? 'figure' AND (o.detail ->> 'period_start')::timestamptz = s.starts
+               AND billing._stripe_usage_moment(o.params) < s.until
+         ORDER BY billing._stripe_usage_moment(o.params) DESC, o.id DESC LIMIT 1
+    )
+    SELECT 'unsent', s.starts, s.starts, b.figure, s.submitted, NULL::numeric, s.settled
+      FROM step s CROSS JOIN LATERAL billing._billable(s.tenant_id, s.metric, tstzrange(s.starts, s.ends)) b (figure)
+     WHERE s.period_end = s.ends AND s.ends <= billing.now() AND b.figure IS DISTINCT FROM s.submitted
+       AND NOT EXISTS (SELECT FROM billing.subscriptions x
+                        WHERE x.tenant_id = s.tenant_id AND x.id = s.subscription_id AND x.ended_at < s.ends)
+       AND (s.look_at <= billing.now()) IS NOT TRUE
+    UNION ALL
+    SELECT 'stripe', s.starts, s.starts, s.submitted, t.value, coalesce($2, 0), s.settled
+      FROM step s CROSS JOIN told t WHERE NOT billing._same(t.value, coalesce($2, 0))
+$$;
+
 -- Writes down a difference that this reconciliation has found, as it is now.
 CREATE FUNCTION billing._note_drift(step jsonb, metric text, kind text, period_start timestamptz, hour timestamptz,
                                     ledger numeric, aggregated numeric, sent numeric, stripe numeric, invoiced numeric)
@@ -192,6 +232,17 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
      WHERE NOT billing._same(h.sent, h.stripe)
 $$;
 
+-- Either of the two.
+CREATE FUNCTION billing._step_differences(step jsonb, counted jsonb)
+RETURNS TABLE (kind text, hour timestamptz, period_start timestamptz, ledger numeric, sent numeric, stripe numeric,
+               settled boolean)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT * FROM billing._meter_differences($1, $2) WHERE billing._by_hour($1 ->> 'metric')
+    UNION ALL
+    SELECT * FROM billing._figure_differences($1, (SELECT sum(e.value::numeric) FROM jsonb_each_text($2) e))
+     WHERE NOT billing._by_hour($1 ->> 'metric')
+$$;
+
 -- Takes what Stripe counts of a metric: the total of all closed hours, or a page of them.
 CREATE FUNCTION billing._apply_summary(request jsonb, response jsonb) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -216,9 +267,9 @@ BEGIN
         PERFORM billing._reconcile_again(to_jsonb(s), s.looks, '0', counted, response #>> '{data,-1,id}');
         RETURN;
     END IF;
-    IF by_hour THEN
+    IF by_hour OR NOT billing._by_hour(s.metric) THEN
         SELECT count(*) > 0, coalesce(bool_or(NOT d.settled), false) INTO differs, unsettled
-          FROM billing._meter_differences(to_jsonb(s), counted) d;
+          FROM billing._step_differences(to_jsonb(s), counted) d;
     ELSE
         SELECT coalesce(bool_or(h.due), false)
                OR NOT billing._same(coalesce(sum(h.sent), 0), coalesce((SELECT sum(v::numeric) FROM jsonb_each_text(counted) e (k, v)), 0))
@@ -230,7 +281,7 @@ BEGIN
     END IF;
     IF differs THEN
         PERFORM billing._note_drift(to_jsonb(s), s.metric, d.kind, d.period_start, d.hour, d.ledger, NULL, d.sent, d.stripe, NULL)
-           FROM billing._meter_differences(to_jsonb(s), counted) d;
+           FROM billing._step_differences(to_jsonb(s), counted) d;
     END IF;
     PERFORM billing._reconcile_done(to_jsonb(s), '{unsent,stripe}');
 END $$;

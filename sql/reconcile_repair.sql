@@ -1,5 +1,6 @@
 -- What drift can be mended, and how. Aggregates and quotas are computed anew from the events, with the counters that
--- were loaded from them; an hour that Stripe counts wrongly is sent anew, under another identifier, and overwrites.
+-- were loaded from them; an hour that Stripe counts wrongly is sent anew, under another identifier, and overwrites. So is the
+-- figure of a period, which the latest event is.
 -- An invoice that is final stays as it is: what it lacks is stated with its price.
 
 -- Makes the counters of a tenant's metric what the tables say, for the period and the windows around a time. The caller
@@ -88,23 +89,32 @@ BEGIN
     RETURN coalesce(r.ledger, 0);
 END $$;
 
--- Has an hour sent anew, as far as Stripe takes it; returns whether it will be. A meter that adds would count it twice: to
+-- Has an hour, or a period's figure, sent anew, as far as Stripe takes it; returns whether it will be. A meter that adds would count it twice: to
 -- that only what was refused is sent.
 CREATE FUNCTION billing._repair_hour(drift jsonb, dry_run boolean) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     d billing.drift := jsonb_populate_record(NULL::billing.drift, drift);
     adds boolean := (SELECT billing._meter_adds(m.export) FROM billing.metrics m WHERE m.name = d.metric);
+    -- of which Stripe is told
+    moment timestamptz := CASE WHEN billing._by_hour(d.metric) THEN d.hour
+                               ELSE (SELECT max(f.period_end) FROM billing.usage_figures f
+                                      WHERE f.tenant_id = d.tenant_id AND f.metric = d.metric AND f.period_start = d.period_start) END;
     due boolean;
 BEGIN
-    IF d.hour < billing.now() - interval '35 days' OR adds AND d.kind = 'stripe' THEN
+    IF moment < billing.now() - interval '35 days' OR adds AND d.kind = 'stripe' THEN
         RETURN false;
     ELSIF dry_run THEN
         RETURN true;
     END IF;
     PERFORM billing._stripe_put_back(to_jsonb(o)) FROM billing.stripe_outbox o
      WHERE o.tenant_id = d.tenant_id AND o.kind = 'meter_event' AND o.subject = d.metric AND o.state = 'failed'
-       AND o.retried_at IS NULL AND (o.detail ->> 'hour')::timestamptz = d.hour;
+       AND o.retried_at IS NULL AND coalesce(o.detail ->> 'hour', o.detail ->> 'period_start')::timestamptz = d.hour;
+    IF NOT billing._by_hour(d.metric) THEN
+        UPDATE billing.usage_figures f SET submitted = NULL, blocked = false, due_at = '-infinity'
+         WHERE f.tenant_id = d.tenant_id AND f.metric = d.metric AND f.period_start = d.period_start;
+        RETURN FOUND;
+    END IF;
     IF adds THEN
         RETURN true;
     END IF;
@@ -125,10 +135,11 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     d billing.drift := jsonb_populate_record(NULL::billing.drift, drift);
     ends timestamptz := (SELECT upper(p.period) FROM billing._period_of(d.tenant_id, d.period_start) p);
-    a record := billing._invoiced_at(d.tenant_id, d.metric, d.period_start, ends);
-    plan text := a.plan;
+    plan text;
+    terms jsonb;
     i record;
 BEGIN
+    SELECT x.plan, x.terms INTO plan, terms FROM billing._invoiced_at(d.tenant_id, d.metric, d.period_start, ends) x;
     SELECT x.* INTO i FROM billing._invoiced(d.tenant_id, d.period_start, ends) x WHERE x.metric = d.metric;
     IF plan IS NULL OR NOT FOUND THEN
         mended := false;
@@ -136,8 +147,8 @@ BEGIN
         RETURN;
     END IF;
     action := format('the final invoice lacks %s %s: late usage, %s',
-                     billing._rated_difference(a.terms, i.priced - (i.expected - i.invoiced), i.priced),
-                     a.terms ->> 'currency', billing._late_policy(plan));
+                     billing._rated_difference(terms, i.priced - (i.expected - i.invoiced), i.priced),
+                     terms ->> 'currency', billing._late_policy(plan));
     IF NOT dry_run THEN
         PERFORM billing._note_late_usage(d.tenant_id, d.period_start, ends);
     END IF;

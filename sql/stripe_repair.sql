@@ -56,9 +56,14 @@ COMMENT ON VIEW billing.stripe_waiting IS
 CREATE FUNCTION billing._stripe_unsubmitted()
 RETURNS TABLE (tenant_id text, metric text, hours bigint, oldest_hour timestamptz, held_up_by text)
 LANGUAGE sql STABLE AS $$
-    SELECT h.tenant_id, h.metric, count(*), min(h.hour),
+    SELECT d.tenant_id, d.metric, count(*), min(d.hour),
            CASE WHEN NOT m.stripe_meter_active THEN format('meter %s was deactivated at Stripe: reactivate it there', m.stripe_meter_id) END
-      FROM billing._stripe_due_hours() h JOIN billing.metrics m ON m.name = h.metric GROUP BY 1, 2, m.name
+      FROM (SELECT h.tenant_id, h.metric, h.hour FROM billing._stripe_due_hours() h
+            UNION ALL
+            -- of a figure, which is looked at once an hour, the first hour in which it was
+            SELECT f.tenant_id, f.metric, date_trunc('hour', greatest(f.due_at, f.period_start), 'UTC')
+              FROM billing.usage_figures f WHERE f.due_at <= billing.now() AND NOT f.blocked) d
+      JOIN billing.metrics m ON m.name = d.metric GROUP BY 1, 2, m.name
 $$;
 
 CREATE VIEW billing.stripe_unsubmitted AS SELECT * FROM billing._stripe_unsubmitted();
