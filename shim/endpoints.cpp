@@ -7,6 +7,7 @@ void add_endpoints(Router &router, const Services &services) {
     add_openapi_endpoint(router);
     add_usage_endpoints(router, services.database, services.recorder);
     add_quota_endpoints(router, services.database);
+    add_gateway_endpoints(router, services.database);
     add_reservation_endpoints(router, services.database);
     add_subscription_endpoints(router, services.database, services.patience);
     add_invoice_endpoints(router, services.database, services.patience);

@@ -26,6 +26,9 @@ void add_usage_endpoints(Router &router, Database &database, Recorder &recorder)
 // Adds GET quotas and GET check.
 void add_quota_endpoints(Router &router, Database &database);
 
+// Adds gateway/:metric, by any method.
+void add_gateway_endpoints(Router &router, Database &database);
+
 // Adds POST reservations, and settle and release of one.
 void add_reservation_endpoints(Router &router, Database &database);
 

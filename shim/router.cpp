@@ -28,9 +28,11 @@ std::vector<std::string> split(std::string_view path) {
 std::optional<std::vector<std::string>> match(const std::vector<std::string> &pattern,
                                               const std::vector<std::string> &path) {
     std::vector<std::string> captures;
-    if (pattern.size() != path.size())
+    const bool open = !pattern.empty() && pattern.back() == "*";
+    const std::size_t fixed = pattern.size() - open;
+    if (open ? path.size() < fixed : path.size() != fixed)
         return std::nullopt;
-    for (std::size_t i = 0; i < pattern.size(); ++i) {
+    for (std::size_t i = 0; i < fixed; ++i) {
         if (pattern[i].starts_with(':') && !path[i].empty())
             captures.push_back(path[i]);
         else if (pattern[i] != path[i])
@@ -109,7 +111,7 @@ awaitable<http::Response> Router::dispatch(http::Request request) const {
         auto captures = match(route.segments, path);
         if (!captures)
             continue;
-        if (route.method != method) {
+        if (route.method != "*" && route.method != method) {
             allowed.insert(route.method);
             if (route.method == "GET")
                 allowed.insert("HEAD");

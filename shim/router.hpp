@@ -22,8 +22,8 @@ using Endpoint = std::function<boost::asio::awaitable<http::Response>(const Call
 
 class Router {
   public:
-    // Adds an endpoint; a segment of the pattern that starts with ':' matches any one segment. The first that fits
-    // answers.
+    // Adds an endpoint, of any method if that is "*"; a segment of the pattern that starts with ':' matches any one
+    // segment, a last one of "*" all that is left. The first that fits answers.
     void add(std::string method, std::string_view pattern, Endpoint endpoint);
 
     // Returns the method and pattern of each endpoint, as they were added.

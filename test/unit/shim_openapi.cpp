@@ -35,7 +35,8 @@ TEST(Openapi, DescribesEveryEndpointAndNoOther) {
     add_endpoints(router, {database, recorder, secrets, {context, {}}});
     std::set<std::string> served, described;
     for (const auto &[method, pattern] : router.routes())
-        served.insert(method + " " + as_described(pattern));
+        if (!pattern.ends_with("/*"))  // which OpenAPI has no words for; any method is described as GET
+            served.insert((method == "*" ? "GET" : method) + " " + as_described(pattern));
     const auto document = nlohmann::json::parse(openapi_document());
     for (const auto &[path, operations] : document.at("paths").items())
         for (const auto &[method, operation] : operations.items()) {

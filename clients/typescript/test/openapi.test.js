@@ -98,6 +98,8 @@ test('usage', async () => {
   await call('POST', `${API}/consume`, { status: 402, body: { metric: 'api_calls', quantity: 1200.0 } });
   await call('GET', `${API}/check`, { status: 200, query: '?metric=storage_gb&quantity=0.5' });
   await call('GET', `${API}/check`, { status: 429, query: '?metric=user_seats&quantity=4' });
+  await call('GET', `${API}/gateway/{metric}`, { status: 200, params: { metric: 'storage_gb' }, query: '?quantity=0.5' });
+  await call('GET', `${API}/gateway/{metric}`, { status: 429, params: { metric: 'user_seats' }, query: '?quantity=4' });
   const held = await call('POST', `${API}/reservations`, { status: 201, body: example('ReservationRequest') });
   await call('POST', `${API}/reservations/{id}/settle`, { status: 200, params: { id: held.reservationId }, body: example('Settlement') });
   await call('POST', `${API}/reservations/{id}/release`, { status: 409, params: { id: held.reservationId } });

@@ -1,0 +1,110 @@
+// The address that gateways ask before they let a request through: nginx (auth_request), Envoy and Istio (ext_authz over
+// HTTP), Traefik and Caddy (forward auth). docs/gateways.md tells how each is set up.
+//
+// Rules:
+//   - Options come from the gateway's configuration, never from the request that it asks about: in the query where the
+//     gateway writes the whole address, in a segment of the path where it appends the request's own path and query.
+//   - Any method is answered alike, as some gateways ask with the request's own.
+//   - nginx understands 2xx, 401 and 403, and takes anything else as a failure of its own. So to nginx every refusal is
+//     a 403, whose X-Quota-Status says which status the client is to get.
+//   - What to do while the database cannot decide is an option, too, as a gateway cannot tell such an answer from others.
+#include "shim/caller.hpp"
+#include "shim/decision.hpp"
+#include "shim/endpoints.hpp"
+#include "shim/log.hpp"
+#include "shim/problem.hpp"
+#include "shim/query.hpp"
+
+namespace pg_billing::shim {
+
+using boost::asio::awaitable;
+
+namespace {
+
+const std::string kAsk =
+    decision_query(std::string("check_quota(") + kTenant + ", $1::text, coalesce($2::numeric, 1))");
+const std::string kTake =
+    decision_query(std::string("try_consume(") + kTenant + ", $1::text, coalesce($2::numeric, 1), $3::text)");
+
+// What a gateway's configuration says.
+struct Wanted {
+    std::string metric;
+    std::optional<std::string> quantity, key;  // the key: by which a repeated question counts once
+    bool consumes, opens, nginx;
+};
+
+bool is_one_of(const Query &query, const char *name, const char *usual, const char *other) {
+    const std::string value = query.text(name).value_or(usual);
+    if (value != usual && value != other)
+        throw Problem(
+            400, "invalid_value",
+            std::string("The parameter \"") + name + "\" is \"" + usual + "\" or \"" + other + "\".", name);
+    return value == other;
+}
+
+Wanted wanted(const Call &call) {
+    const bool in_path = call.captures.size() > 1;
+    http::Request written;
+    written.query = in_path ? call.captures[1] : call.request.query;
+    const Query query(written, {"quantity", "consume", "key", "on_error", "profile"});
+    Wanted wanted{call.captures[0],
+                  query.decimal("quantity"),
+                  query.text("key"),
+                  query.boolean("consume") == "true",
+                  is_one_of(query, "on_error", "close", "open"),
+                  is_one_of(query, "profile", "forward", "nginx")};
+    if (in_path && !wanted.key)  // Envoy makes the id, whatever a client has sent
+        if (const auto id = call.request.field("x-request-id"))
+            wanted.key = std::string(*id);
+    if (wanted.key)  // one request may ask about several metrics
+        wanted.key = "gateway:" + wanted.metric + ":" + *wanted.key;
+    return wanted;
+}
+
+awaitable<http::Response> decide(Database &database, const http::Request &request, const Wanted &wanted) {
+    std::vector<Statement> statements{begin_request(request, wanted.consumes ? "usage:write" : "usage:read")};
+    statements.push_back({(wanted.consumes ? kTake : kAsk).c_str(), {wanted.metric, wanted.quantity}});
+    if (wanted.consumes)
+        statements.back().parameters.push_back(wanted.key);
+    const Rows rows = co_await database.run(std::move(statements));
+    http::Response response = decision_response(wanted.metric, rows.at(0));
+    response.fields.emplace_back("X-Quota-Reason", rows.at(0).at(kReason).value());
+    co_return response;
+}
+
+http::Response undecided(const Wanted &wanted, const Problem &problem) {
+    if (problem.status < 500)
+        return to_response(problem);
+    log("gateway_undecided", {{"metric", wanted.metric},
+                              {"code", problem.code},
+                              {"answer", wanted.opens ? "let through" : "refused"}});
+    http::Response response = wanted.opens ? http::Response{} : to_response(problem);
+    response.fields.emplace_back("X-Quota-Reason", "undecided");
+    return response;
+}
+
+awaitable<http::Response> gateway(Database &database, const Call &call) {
+    const Wanted wanted = shim::wanted(call);
+    http::Response response;
+    try {
+        response = co_await decide(database, call.request, wanted);
+    } catch (const Problem &problem) {
+        response = undecided(wanted, problem);
+    } catch (const PgFailure &failure) {
+        response = undecided(wanted, to_problem(failure));
+    }
+    response.fields.emplace_back("X-Quota-Status", std::to_string(response.status));
+    if (wanted.nginx && response.status >= 400 && response.status != 401)
+        response.status = 403;
+    co_return response;
+}
+
+}  // namespace
+
+void add_gateway_endpoints(Router &router, Database &database) {
+    const auto ask = [&database](const Call &call) { return gateway(database, call); };
+    router.add("*", "/api/billing/gateway/:metric", ask);
+    router.add("*", "/api/billing/gateway/:metric/:options/*", ask);
+}
+
+}  // namespace pg_billing::shim
