@@ -1,5 +1,6 @@
 -- Lets requests through nginx by the quota cache in Redis (quota.lua), and counts them there. What the cache does not know,
--- or while Redis does not answer, pg_billing is asked (the location /_quota). Each request counts in one of the two.
+-- or while Redis does not answer, pg_billing is asked (the location /_quota). A request counts in one of the two; in both, never in
+-- none, if Redis counts it and then does not answer in time.
 
 local redis = require "nginx.redis"
 local edge = {}
@@ -57,11 +58,12 @@ end
 
 local function ask_database(metric, quantity, on_error)
     local answer = ngx.location.capture("/_quota", {args = {metric = metric, quantity = quantity}, share_all_vars = true})
-    for _, name in ipairs {"RateLimit", "RateLimit-Policy", "Retry-After"} do
-        ngx.header[name] = answer.header[name]
-    end
-    if answer.status == 200 then return end
-    if answer.status == 429 or answer.status == 402 or answer.status == 401 or answer.status == 403 then
+    local decided = {[200] = true, [401] = true, [402] = true, [403] = true, [429] = true}
+    if decided[answer.status] then
+        for _, name in ipairs {"RateLimit", "RateLimit-Policy", "Retry-After"} do
+            ngx.header[name] = answer.header[name]
+        end
+        if answer.status == 200 then return end
         return refuse(answer.status, answer.body)
     end
     ngx.log(ngx.ERR, "neither Redis nor pg_billing decides about ", metric, ": HTTP ", answer.status)

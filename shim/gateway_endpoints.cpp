@@ -4,6 +4,8 @@
 // Rules:
 //   - Options come from the gateway's configuration, never from the request that it asks about: in the query where the
 //     gateway writes the whole address, in a segment of the path where it appends the request's own path and query.
+//   - The key by which a question counts once is one of those options: an id that a client may choose would let it through
+//     for nothing.
 //   - Any method is answered alike, as some gateways ask with the request's own.
 //   - nginx understands 2xx, 401 and 403, and takes anything else as a failure of its own. So to nginx every refusal is
 //     a 403, whose X-Quota-Status says which status the client is to get.
@@ -30,7 +32,7 @@ const std::string kTake =
 struct Wanted {
     std::string metric;
     std::optional<std::string> quantity, key;  // the key: by which a repeated question counts once
-    bool consumes, opens, nginx;
+    bool consumes, opens;
 };
 
 bool is_one_of(const Query &query, const char *name, const char *usual, const char *other) {
@@ -42,20 +44,18 @@ bool is_one_of(const Query &query, const char *name, const char *usual, const ch
     return value == other;
 }
 
+// The options as they are written.
+const std::string &options(const Call &call) {
+    return call.captures.size() > 1 ? call.captures[1] : call.request.query;
+}
+
 Wanted wanted(const Call &call) {
-    const bool in_path = call.captures.size() > 1;
     http::Request written;
-    written.query = in_path ? call.captures[1] : call.request.query;
+    written.query = options(call);
     const Query query(written, {"quantity", "consume", "key", "on_error", "profile"});
-    Wanted wanted{call.captures[0],
-                  query.decimal("quantity"),
-                  query.text("key"),
-                  query.boolean("consume") == "true",
-                  is_one_of(query, "on_error", "close", "open"),
-                  is_one_of(query, "profile", "forward", "nginx")};
-    if (in_path && !wanted.key)  // Envoy makes the id, whatever a client has sent
-        if (const auto id = call.request.field("x-request-id"))
-            wanted.key = std::string(*id);
+    is_one_of(query, "profile", "forward", "nginx");
+    Wanted wanted{call.captures[0], query.decimal("quantity"), query.text("key"),
+                  query.boolean("consume") == "true", is_one_of(query, "on_error", "close", "open")};
     if (wanted.key)  // one request may ask about several metrics
         wanted.key = "gateway:" + wanted.metric + ":" + *wanted.key;
     return wanted;
@@ -72,29 +72,43 @@ awaitable<http::Response> decide(Database &database, const http::Request &reques
     co_return response;
 }
 
-http::Response undecided(const Wanted &wanted, const Problem &problem) {
+// An answer in place of one that the database could not give.
+http::Response undecided(const Call &call, const Wanted &wanted, const Problem &problem,
+                         const std::string &sqlstate, const std::string &error) {
     if (problem.status < 500)
         return to_response(problem);
     log("gateway_undecided", {{"metric", wanted.metric},
-                              {"code", problem.code},
-                              {"answer", wanted.opens ? "let through" : "refused"}});
+                              {"answer", wanted.opens ? "let through" : "refused"},
+                              {"request_id", std::string(call.request.field("x-request-id").value_or(""))},
+                              {"sqlstate", sqlstate},
+                              {"error", error}});
     http::Response response = wanted.opens ? http::Response{} : to_response(problem);
     response.fields.emplace_back("X-Quota-Reason", "undecided");
     return response;
 }
 
-awaitable<http::Response> gateway(Database &database, const Call &call) {
+awaitable<http::Response> answer(Database &database, const Call &call) {
     const Wanted wanted = shim::wanted(call);
+    try {
+        co_return co_await decide(database, call.request, wanted);
+    } catch (const PgFailure &failure) {
+        co_return undecided(call, wanted, to_problem(failure), failure.sqlstate, failure.message);
+    } catch (const Problem &problem) {
+        co_return undecided(call, wanted, problem, "", problem.detail);
+    }
+}
+
+awaitable<http::Response> gateway(Database &database, const Call &call) {
     http::Response response;
     try {
-        response = co_await decide(database, call.request, wanted);
+        response = co_await answer(database, call);
     } catch (const Problem &problem) {
-        response = undecided(wanted, problem);
-    } catch (const PgFailure &failure) {
-        response = undecided(wanted, to_problem(failure));
+        response = to_response(problem);
     }
     response.fields.emplace_back("X-Quota-Status", std::to_string(response.status));
-    if (wanted.nginx && response.status >= 400 && response.status != 401)
+    // also where the other options are wrong: what nginx takes for an error may be let through
+    if (options(call).find("profile=nginx") != std::string::npos && response.status >= 400 &&
+        response.status != 401)
         response.status = 403;
     co_return response;
 }

@@ -74,6 +74,8 @@ std::vector<std::pair<std::string, std::string>> Router::routes() const {
 awaitable<http::Response> Router::handle(http::Request request) const {
     const std::string id = request_id(request);
     const std::string what = request.method + " " + request.path;
+    std::erase_if(request.fields, [](const auto &field) { return field.first == "x-request-id"; });
+    request.fields.emplace_back("x-request-id", id);  // as endpoints see it
     http::Response response;
     try {
         response = co_await dispatch(std::move(request));

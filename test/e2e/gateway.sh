@@ -8,7 +8,7 @@ redis_start
 cluster_start main "pg_billing.redis_url=$REDIS_URL" pg_billing.cache_interval=1h pg_billing.rollup_interval=1h
 sql 'CREATE EXTENSION pg_billing; SELECT billing.install(); CREATE ROLE shim LOGIN IN ROLE billing_app' >/dev/null
 sql "SELECT billing.create_customer(t, t, 'a@example.com', stripe => false), billing.create_subscription(t, 'free'), billing.set_quota(t, 'api_calls', 5, 'hard')
-       FROM unnest('{acme,bolt,core,dash,edge}'::text[]) t; SELECT billing.set_quota('core', 'api_calls', 1000, 'hard'); SELECT billing.create_customer('none', 'none', 'a@example.com', stripe => false)" >/dev/null
+       FROM unnest('{acme,bolt,core,dash,edge}'::text[]) t; SELECT billing.set_quota('core', 'api_calls', 1000, 'hard'), billing.set_quota('bolt', 'api_calls', 6, 'hard'); SELECT billing.create_customer('none', 'none', 'a@example.com', stripe => false)" >/dev/null
 SERVICE=$(sql "SELECT billing.create_api_key(NULL)") READER=$(sql "SELECT billing.create_api_key(NULL, '{usage:read}')")
 PGUSER=shim shim_start
 wait_until curl -sf "$SHIM_URL/readyz"
@@ -42,17 +42,18 @@ wrong 'an option that is none' 'api_calls?fail=open' unknown_parameter fail
 wrong 'one of another kind' 'api_calls?profile=envoy' invalid_value profile
 wrong '… or value' 'api_calls?on_error=maybe' invalid_value on_error
 wrong 'a flag that is none' 'api_calls?consume=yes' invalid_type consume
+is '… is refused by nginx, too' "$(ask acme 'api_calls?profile=nginx&consume=yes')" '403 400 '
 
 # Envoy and Istio ask with the request's own method, path and query behind theirs; Traefik with the address that it has
 KEY=$(sql "SELECT billing.create_api_key('bolt', '{usage:write}')")
 envoy=$(sed -n 's/.*path_prefix: "\(.*\)"/\1/p' gateway/envoy.yaml) istio=$(sed -n 's/.*pathPrefix: "\(.*\)"/\1/p' gateway/istio.yaml)
-is 'Envoy: a request passes' "$(call POST "$envoy/v1/things?quantity=0&consume=false" -H 'X-Request-Id: e1') $(used bolt)" '200 1'
-is '… once' "$(call POST "$envoy/v1/things?quantity=0&consume=false" -H 'X-Request-Id: e1') $(used bolt)" '200 1'
-is '… whatever it is for' "$(call GET "$envoy/" -H 'X-Request-Id: e2') $(used bolt)" '200 2'
-is 'Istio asks likewise' "$(call GET "$istio/api/v1" -H 'X-Request-Id: e3') $(used bolt)" '200 3'
+is 'Envoy: a request passes' "$(call POST "$envoy/v1/things?quantity=0&consume=false") $(used bolt)" '200 1'
+is '… whatever it is for' "$(call GET "$envoy/") $(used bolt)" '200 2'
+is '… and whatever id it has' "$(call GET "$envoy/x" -H 'X-Request-Id: e1') $(call GET "$envoy/x" -H 'X-Request-Id: e1') $(used bolt)" '200 200 4'
+is 'Istio asks likewise' "$(call GET "$istio/api/v1") $(used bolt)" '200 5'
 traefik=$(sed -n 's|.*address: "http://[^/]*\(/.*\)"|\1|p' gateway/traefik.yaml)
-is 'Traefik' "$(call GET "$traefik" -H 'X-Forwarded-Uri: /api/v1') $(call GET "$traefik") $(call GET "$traefik") $(header x-quota-reason) $(used bolt)" '200 200 429 hard_cap 5'
-is 'Envoy: no more passes' "$(call GET "$envoy/x" -H 'X-Request-Id: e9') $(header content-type)" '429 application/problem+json'
+is 'Traefik' "$(call GET "$traefik" -H 'X-Forwarded-Uri: /api/v1') $(call GET "$traefik") $(header x-quota-reason) $(used bolt)" '200 429 hard_cap 6'
+is 'Envoy: no more passes' "$(call GET "$envoy/x") $(header content-type)" '429 application/problem+json'
 
 # The app behind, and the gateways' configurations with the addresses of here
 app=$(free_port) front=$(free_port) shim=${SHIM_URL##*:}
@@ -77,26 +78,33 @@ events { worker_connections 512; }
 http {
     access_log off;
     $(for kind in client_body proxy fastcgi uwsgi scgi; do echo "${kind}_temp_path $RUN/gateway/$kind;"; done)
-    server { listen 127.0.0.1:$app; location / { return 200 "the app\n"; } }
+    server {
+        listen 127.0.0.1:$app;
+        location / { return 200 "the app\n"; }
+        location /api/echo { content_by_lua_block { ngx.req.read_body() ngx.print(ngx.req.get_body_data() or "no body") } }
+        location /api/forbidden { return 403 "by the app"; }
+    }
     $(adapted "$@")
 }
 X
     service_start nginx nginx -p "$RUN/gateway" -e "$RUN/nginx.errors" -c "$RUN/gateway/main.conf"
     service_ready nginx curl -s -o /dev/null "http://127.0.0.1:$front/"
 }
-visit() { # KEY: the status that a client gets
-    curl -sS --max-time 30 -D "$RUN/headers" -o "$RUN/body" -w '%{http_code}' -H "X-Api-Key: $1" "http://127.0.0.1:$front/api/v1"
+visit() { # KEY [path [curl arguments…]]: the status that a client gets
+    curl -sS --max-time 30 -D "$RUN/headers" -o "$RUN/body" -w '%{http_code}' -H "X-Api-Key: $1" "${@:3}" "http://127.0.0.1:$front/api/${2:-v1}"
 }
 
 nginx_start nginx.conf
 is 'nginx: a request passes' "$(visit key-of-core) $(<"$RUN/body") $(header ratelimit | cut -d';' -f1,2)" '200 the app "api_calls";r=999'
-is '… and counts' "$(used core)" 1
+is '… with its body' "$(visit key-of-core echo -d something) $(<"$RUN/body")" '200 something'
+is "… and the app's own refusal" "$(visit key-of-core forbidden) $(<"$RUN/body") $(header ratelimit | cut -d';' -f1,2)" '403 by the app "api_calls";r=997'
+is '… and counts' "$(used core)" 3
 # pass KEY REQUESTS CONNECTIONS: how many of them got which status
 pass() {
     curl -sS --parallel --parallel-max "$3" --max-time 60 -H "X-Api-Key: $1" -w '%{http_code}\n' -o /dev/null "http://127.0.0.1:$front/api/[1-$2]" 2>/dev/null |
         sort | uniq -c | xargs
 }
-is '… until the quota of 1,000 is used up' "$(pass key-of-core 1000 4) $(used core) $(visit key-of-core)" '999 200 1 429 1000 429'
+is '… until the quota of 1,000 is used up' "$(pass key-of-core 998 4) $(used core) $(visit key-of-core)" '997 200 1 429 1000 429'
 is '… with a problem' "$(header content-type) $(body '.code, .status' | xargs)" 'application/problem+json hard_cap 429'
 ok '… and when to come again' test "$(header retry-after)" -gt 0
 is 'who does not pay' "$(visit key-of-none) $(body .code)" '402 no_subscription'
@@ -136,7 +144,7 @@ is 'without Redis the database decides' "$(visit key-of-edge) $(body .code) $(vi
 service_stop shim
 is 'without both nobody passes' "$(visit key-of-dash) $(body .code)" '503 undecided'
 nginx_start nginx-lua.conf -e 's/1, "close"/1, "open"/'
-is '… or everybody' "$(visit key-of-dash)" 200
+is '… or everybody' "$(visit key-of-dash) $(header retry-after)" '200 '
 PGUSER=shim shim_start
 shim=${SHIM_URL##*:}
 wait_until curl -sf "$SHIM_URL/readyz"
@@ -146,7 +154,7 @@ front=$(free_port)
 adapted Caddyfile -e '/the-key-of-acme/i key-of-dash dash\nkey-of-none none' -e '1i { \nadmin off\n auto_https off \n}' >"$RUN/gateway/Caddyfile"
 service_start caddy env "BILLING_KEY=$SERVICE" "HOME=$RUN/gateway" caddy run --adapter caddyfile --config "$RUN/gateway/Caddyfile"
 service_ready caddy curl -s -o /dev/null "http://127.0.0.1:$front/"
-is 'Caddy: a request passes' "$(visit key-of-dash) $(<"$RUN/body") $(header ratelimit | cut -d';' -f1,2)" '200 the app "api_calls";r=2'
+is 'Caddy: a request passes' "$(visit key-of-dash echo -d something) $(<"$RUN/body") $(header ratelimit | cut -d';' -f1,2)" '200 something "api_calls";r=2'
 is '… until the quota is used up' "$(for n in 1 2 3; do visit key-of-dash; echo; done | xargs) $(body .code) $(used dash)" '200 200 429 hard_cap 5'
 ok '… and when to come again' test "$(header retry-after)" -gt 0
 is 'who does not pay' "$(visit key-of-none) $(body .code)" '402 no_subscription'
