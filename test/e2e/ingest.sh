@@ -183,8 +183,9 @@ wait_until blocked 1
 kill -TERM "$(service_pid shim)"
 ok 'it does not wait for ever' ends
 ok '… and says so' grep -q event=stopped_waiting "$RUN/shim.log"
-ask gate ROLLBACK
 wait "${POST[f1]}" || true
+is '… nor answers who waits still' "$(<"$RUN/f1.status")" 000    # a statement's own limit would be a 503
+ask gate ROLLBACK
 shim_on_port
 
 ## Deaths under load
