@@ -6,6 +6,8 @@
 #include <boost/asio/ip/address.hpp>
 #include <memory>
 
+#include "shim/browser.hpp"
+
 namespace pg_billing::shim {
 
 namespace {
@@ -69,6 +71,15 @@ Config read_config(int argc, char **argv) {
                     ->envname("PG_BILLING_SHIM_TLS_KEY");
     certificate->needs(key);
     key->needs(certificate);
+    app.add_option("--cors-origin", config.cors_origins,
+                   "origins whose pages may call, such as https://app.example.com")
+        ->envname("PG_BILLING_SHIM_CORS_ORIGIN")
+        ->delimiter(',')
+        ->allow_extra_args(false)
+        ->check([](const std::string &origin) {
+            return is_origin(origin) ? ""
+                                     : "an origin is a scheme, a host and a port, if it is not the usual one";
+        });
     app.add_option("--wait-seconds", wait, "how long an answer waits for Stripe")
         ->envname("PG_BILLING_SHIM_WAIT_SECONDS")
         ->check(CLI::Range(0.0, 300.0))

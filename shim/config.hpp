@@ -17,6 +17,7 @@ struct Config {
     std::size_t connections = 4;
     std::vector<std::string> webhook_secret_files;
     std::string tls_certificate, tls_key;
+    std::vector<std::string> cors_origins;
     std::chrono::milliseconds wait{10'000};
     std::size_t queue_events = 20'000, queue_mib = 64;
     std::chrono::milliseconds drain{25'000};

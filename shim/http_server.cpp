@@ -297,6 +297,11 @@ std::uint16_t Server::port() const {
     return impl_->acceptor.local_endpoint().port();
 }
 
+void Server::reload() {
+    if (impl_->tls)
+        impl_->tls = make_tls(impl_->options);
+}
+
 void Server::stop() {
     if (std::exchange(impl_->stopping, true))
         return;

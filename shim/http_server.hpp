@@ -64,6 +64,8 @@ class Server {
     Server(boost::asio::io_context &context, Options options, Handler handler);
     ~Server();
     std::uint16_t port() const;
+    void
+    reload();     // reads certificate and key anew, for connections to come; keeps what it had if that throws
     void stop();  // accepts no more, closes idle connections, lets requests under way finish
     boost::asio::awaitable<void> drained();  // completes when no connection is left
 

@@ -20,11 +20,13 @@ namespace {
 
 namespace asio = boost::asio;
 
-asio::awaitable<void> reload_on_hangup(asio::signal_set &hangup, WebhookSecrets &secrets) {
+asio::awaitable<void> reload_on_hangup(asio::signal_set &hangup, WebhookSecrets &secrets,
+                                       http::Server &server) {
     for (;;) {
         co_await hangup.async_wait(asio::use_awaitable);
         try {
             secrets.reload();
+            server.reload();
             log("reloaded", {{"webhook_secrets", std::to_string(secrets.get().size())}});
         } catch (const std::exception &error) {
             log("reload_failed", {{"error", error.what()}});
@@ -64,7 +66,8 @@ void serve(const Config &config) {
     recorder_options.waiting_events = config.queue_events;
     recorder_options.waiting_bytes = config.queue_mib << 20;
     Recorder recorder(context, database, recorder_options);
-    Router router;
+    const BrowserRules browsers{config.cors_origins, !config.tls_certificate.empty()};
+    Router router(browsers);
     add_endpoints(router, {database, recorder, secrets, {context, config.wait}});
 
     http::Options options;
@@ -72,7 +75,11 @@ void serve(const Config &config) {
     options.port = config.only_check ? 0 : config.port;  // which the server that is running may have
     options.certificate_file = config.tls_certificate;
     options.key_file = config.tls_key;
-    options.refuse = [](unsigned status) { return to_response(server_problem(status)); };
+    options.refuse = [&browsers](unsigned status) {
+        http::Response response = to_response(server_problem(status));
+        add_security_fields(response, browsers);
+        return response;
+    };
     http::Server server(context, options,
                         [&router](http::Request request) { return router.handle(std::move(request)); });
     if (config.only_check) {
@@ -81,7 +88,7 @@ void serve(const Config &config) {
         return;
     }
     asio::signal_set hangup(context, SIGHUP), stop(context, SIGTERM, SIGINT);
-    asio::co_spawn(context, reload_on_hangup(hangup, secrets), asio::detached);
+    asio::co_spawn(context, reload_on_hangup(hangup, secrets, server), asio::detached);
     asio::co_spawn(context, stop_on_signal(context, stop, hangup, server, database, config.drain),
                    asio::detached);
     const bool v6 = config.address.find(':') != config.address.npos;

@@ -76,6 +76,8 @@ awaitable<http::Response> Router::handle(http::Request request) const {
     const std::string what = request.method + " " + request.path;
     std::erase_if(request.fields, [](const auto &field) { return field.first == "x-request-id"; });
     request.fields.emplace_back("x-request-id", id);  // as endpoints see it
+    const std::string origin(request.field("origin").value_or(""));
+    const bool preflight = request.method == "OPTIONS" && request.field("access-control-request-method");
     http::Response response;
     try {
         response = co_await dispatch(std::move(request));
@@ -94,7 +96,8 @@ awaitable<http::Response> Router::handle(http::Request request) const {
         response = to_response(server_problem(500));
     }
     response.fields.emplace_back("X-Request-Id", id);
-    response.fields.emplace_back("Cache-Control", "no-store");
+    add_security_fields(response, browsers_);
+    add_cors_fields(response, browsers_, origin, preflight);
     co_return response;
 }
 

@@ -1,4 +1,4 @@
-// Which endpoint answers a request, and what every answer has in common: a request id, no caching, and problems
+// Which endpoint answers a request, and what every answer has in common: a request id, what browsers are told, and problems
 // instead of exceptions. HEAD is GET, whose body the server omits; OPTIONS tells the methods of an address.
 #pragma once
 
@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "shim/browser.hpp"
 #include "shim/http_server.hpp"
 
 namespace pg_billing::shim {
@@ -22,6 +23,8 @@ using Endpoint = std::function<boost::asio::awaitable<http::Response>(const Call
 
 class Router {
   public:
+    explicit Router(BrowserRules browsers = {}) : browsers_(std::move(browsers)) {}
+
     // Adds an endpoint, of any method if that is "*"; a segment of the pattern that starts with ':' matches any one
     // segment, a last one of "*" all that is left. The first that fits answers.
     void add(std::string method, std::string_view pattern, Endpoint endpoint);
@@ -41,6 +44,7 @@ class Router {
 
     boost::asio::awaitable<http::Response> dispatch(http::Request request) const;
 
+    BrowserRules browsers_;
     std::vector<Route> routes_;
 };
 

@@ -191,12 +191,30 @@ openssl req -x509 -newkey rsa:2048 -nodes -keyout "$RUN/tls.key" -out "$RUN/tls.
 chmod a+r "$RUN/tls.key"
 PORT=$(free_port)
 service_start shim "$BUILD/cmake/pg_billing_shim" --listen "0.0.0.0:$PORT" --database "host=$PGHOST user=shim dbname=postgres" \
-    --tls-certificate "$RUN/tls.pem" --tls-key "$RUN/tls.key"
+    --tls-certificate "$RUN/tls.pem" --tls-key "$RUN/tls.key" --cors-origin https://app.example.com
 service_ready shim curl -sf --cacert "$RUN/tls.pem" "https://127.0.0.1:$PORT/healthz"
 is 'TLS 1.2 is spoken' "$(curl -s -o /dev/null -w '%{http_code}' --cacert "$RUN/tls.pem" --tlsv1.2 --tls-max 1.2 "https://127.0.0.1:$PORT/healthz")" 200
 ok 'TLS 1.1 is not' not curl -s --ciphers DEFAULT@SECLEVEL=0 --cacert "$RUN/tls.pem" --tlsv1.1 --tls-max 1.1 "https://127.0.0.1:$PORT/healthz"
 is 'without a secret no webhook is taken' \
     "$(SHIM_URL=https://127.0.0.1:$PORT refused call POST /api/billing/webhooks/stripe --cacert "$RUN/tls.pem" -d '{}')" \
     "$(problem 503 webhooks_not_configured)"
+preflight() {
+    curl -s -D "$RUN/headers" -o /dev/null --cacert "$RUN/tls.pem" -X OPTIONS -H "Origin: $1" -H 'Access-Control-Request-Method: GET' "https://127.0.0.1:$PORT/api/billing/usage"
+    echo "$(header access-control-allow-origin) $(header access-control-allow-methods)"
+}
+is 'a page of an origin that is named may call' "$(preflight https://app.example.com)" 'https://app.example.com OPTIONS, GET, HEAD'
+is '… and of no other' "$(preflight https://evil.example)" ' '
+is 'over TLS it stays with TLS' "$(header strict-transport-security)" 'max-age=31536000'
+like 'an origin that is none is refused' "$(shim_fails --database dbname=x --cors-origin https://app.example.com/ || echo "exit $?")" 'an origin is.*exit [1-9]'
+# Another certificate, and one that is none
+certificate() { openssl req -x509 -newkey rsa:2048 -nodes -keyout "$RUN/tls.key" -out "$RUN/tls.pem" -subj "/CN=$1" -addext subjectAltName=IP:127.0.0.1 2>/dev/null; }
+certificate renewed
+kill -HUP "$(service_pid shim)"
+ok 'SIGHUP renews the certificate' wait_until curl -sf --cacert "$RUN/tls.pem" "https://127.0.0.1:$PORT/healthz"
+cp "$RUN/tls.pem" "$RUN/good.pem"
+echo nonsense >"$RUN/tls.pem"
+kill -HUP "$(service_pid shim)"
+ok 'one that is none is told of' wait_until grep -q event=reload_failed "$RUN/shim.log"
+ok '… and the last one kept' curl -sf --cacert "$RUN/good.pem" "https://127.0.0.1:$PORT/healthz"
 
 done_testing

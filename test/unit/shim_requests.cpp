@@ -5,6 +5,7 @@
 #include <boost/asio/io_context.hpp>
 #include <cstdio>
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "shim/caller.hpp"
@@ -107,6 +108,52 @@ TEST_F(Routing, TellsTheMethodsOfAnAddress) {
     EXPECT_EQ(response.status, 204u);
     EXPECT_EQ(header(response, "Allow"), "OPTIONS, GET, HEAD, POST");
     EXPECT_EQ(ask("OPTIONS", "/nope").status, 404u);
+}
+
+TEST_F(Routing, TellsBrowsersThatNothingIsToBeShownOrKept) {
+    for (const char *path : {"/things", "/nope", "/refuses", "/fails"}) {
+        const http::Response response = ask("GET", path);
+        EXPECT_EQ(header(response, "Cache-Control"), "no-store");
+        EXPECT_EQ(header(response, "X-Content-Type-Options"), "nosniff");
+        EXPECT_EQ(header(response, "Content-Security-Policy"), "default-src 'none'; frame-ancestors 'none'");
+        EXPECT_EQ(header(response, "Referrer-Policy"), "no-referrer");
+        EXPECT_EQ(header(response, "Strict-Transport-Security"), "");
+        EXPECT_EQ(header(response, "Vary"), "");
+    }
+}
+
+TEST(Browsers, LetTheirPagesCallIfTheirOriginMay) {
+    const BrowserRules rules{{"https://app.example.com", "http://localhost:5173"}, true};
+    const auto fields = [&rules](const char *origin, bool preflight) {
+        http::Response response{204, {{"Allow", "OPTIONS, GET"}}, {}};
+        add_security_fields(response, rules);
+        add_cors_fields(response, rules, origin, preflight);
+        return std::map<std::string, std::string>(response.fields.begin(), response.fields.end());
+    };
+    for (const char *origin :
+         {"", "https://app.example.com.evil.example", "http://app.example.com", "null"}) {
+        EXPECT_FALSE(fields(origin, true).contains("Access-Control-Allow-Origin")) << origin;
+        EXPECT_EQ(fields(origin, true)["Vary"], "Origin");
+    }
+    auto answer = fields("http://localhost:5173", false);
+    EXPECT_EQ(answer["Access-Control-Allow-Origin"], "http://localhost:5173");
+    EXPECT_EQ(answer["Access-Control-Expose-Headers"],
+              "Location, RateLimit, RateLimit-Policy, Retry-After, X-Request-Id");
+    EXPECT_FALSE(answer.contains("Access-Control-Allow-Methods"));
+    EXPECT_FALSE(answer.contains("Access-Control-Allow-Credentials"));
+    EXPECT_EQ(answer["Strict-Transport-Security"], "max-age=31536000");
+    answer = fields("https://app.example.com", true);
+    EXPECT_EQ(answer["Access-Control-Allow-Methods"], "OPTIONS, GET");
+    EXPECT_NE(answer["Access-Control-Allow-Headers"].find("Authorization"), std::string::npos);
+}
+
+TEST(Browsers, WriteAnOriginInOneWay) {
+    for (const char *good : {"https://app.example.com", "http://localhost:5173", "http://[::1]:8080"})
+        EXPECT_TRUE(is_origin(good)) << good;
+    for (const char *bad :
+         {"", "*", "null", "app.example.com", "https://app.example.com/", "https://App.example.com",
+          "https://app.example.com:", "https://*.example.com", "ftp://example.com", "https://a b"})
+        EXPECT_FALSE(is_origin(bad)) << bad;
 }
 
 TEST_F(Routing, TurnsExceptionsIntoProblems) {
