@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <ctime>
 
 #include "shim/problem.hpp"
 
@@ -48,23 +49,40 @@ std::string sha256_as_bytea(std::string_view text) {
     return hex;
 }
 
-}  // namespace
-
-Credential credential(const http::Request &request) {
-    const std::string_view key = presented_key(request);
-    if (!key.starts_with("pgb_"))
-        throw Problem(401, "invalid_api_key", "This is not an API key: they start with pgb_.");
-    Credential credential{sha256_as_bytea(key), std::nullopt};
-    if (const auto tenant = request.field("x-tenant-id")) {
-        if (!is_text(*tenant))
-            throw Problem(400, "invalid_tenant_id", "The header X-Tenant-Id is not UTF-8.", "X-Tenant-Id");
-        credential.tenant.emplace(*tenant);
-    }
-    return credential;
+std::optional<std::string> named_tenant(const http::Request &request) {
+    const auto tenant = request.field("x-tenant-id");
+    if (tenant && !is_text(*tenant))
+        throw Problem(400, "invalid_tenant_id", "The header X-Tenant-Id is not UTF-8.", "X-Tenant-Id");
+    return tenant ? std::optional<std::string>(*tenant) : std::nullopt;
 }
 
-Statement begin_request(const http::Request &request, std::string scope) {
-    Credential caller = credential(request);
+// What the caller's token says, if it presents one: keys have no dot.
+std::optional<Session> session_of(const Call &call) {
+    const std::string_view presented = presented_key(call.request);
+    if (!call.tokens || presented.find('.') == presented.npos)
+        return std::nullopt;
+    return call.tokens->verify(presented, std::time(nullptr));
+}
+
+}  // namespace
+
+Credential credential(const Call &call) {
+    const std::string_view key = presented_key(call.request);
+    if (session_of(call))
+        throw Problem(403, "insufficient_scope", "This takes an API key: a token is not enough.");
+    if (!key.starts_with("pgb_"))
+        throw Problem(401, "invalid_api_key", "This is not an API key: they start with pgb_.");
+    return {sha256_as_bytea(key), named_tenant(call.request)};
+}
+
+Statement begin_request(const Call &call, std::string scope) {
+    if (auto session = session_of(call)) {
+        session->must_have(scope);
+        if (const auto named = named_tenant(call.request); named && *named != session->tenant)
+            throw Problem(403, "tenant_not_permitted", "The token belongs to another tenant.");
+        return {"SELECT billing.begin_session($1::text)", {std::move(session->tenant)}};
+    }
+    Credential caller = credential(call);
     return {"SELECT billing.begin_request($1::bytea, $2::text, $3::text)",
             {std::move(caller.key_sha256), std::move(caller.tenant), std::move(scope)}};
 }

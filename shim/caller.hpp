@@ -1,7 +1,8 @@
 // What the API's endpoints share: who calls, with what body, and how an answer in JSON looks.
 //
-// Authority is decided in SQL, in the transaction that does the work: begin_request() looks the key up, checks its
-// scope and fixes the tenant for the statements behind it. The shim only presents the key's hash.
+// Authority of a key is decided in SQL, in the transaction that does the work: begin_request() looks the key up, checks its
+// scope and fixes the tenant for the statements behind it. The shim only presents the key's hash. A token tells
+// by its signature whose it is and what it may do (tokens.hpp).
 #pragma once
 
 #include <optional>
@@ -11,6 +12,7 @@
 #include "shim/database.hpp"
 #include "shim/http_server.hpp"
 #include "shim/json.hpp"
+#include "shim/router.hpp"
 
 namespace pg_billing::shim {
 
@@ -25,11 +27,12 @@ struct Credential {
     bool operator==(const Credential &) const = default;
 };
 
-// Returns the credential of a request. Throws Problem 401 without one, 400 if X-Tenant-Id is not UTF-8.
-Credential credential(const http::Request &request);
+// Returns the key of a request. Throws Problem 401 without one, 403 if it is a token, 400 if X-Tenant-Id is not UTF-8.
+Credential credential(const Call &call);
 
-// Returns the statement that must precede the others of a request. Throws as credential() does.
-Statement begin_request(const http::Request &request, std::string scope);
+// Returns the statement that must precede the others of a request. Throws as credential() does, and Problem 401 or 403 for a
+// token that is not valid or lacks the scope.
+Statement begin_request(const Call &call, std::string scope);
 
 // Returns a content type's media type in lower case, nothing if its charset is not UTF-8.
 std::string media_type(std::string_view content_type);

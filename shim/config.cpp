@@ -64,6 +64,17 @@ Config read_config(int argc, char **argv) {
         ->envname("PG_BILLING_SHIM_WEBHOOK_SECRET_FILE")
         ->delimiter(':')
         ->allow_extra_args(false);
+    app.add_option(
+           "--token-secret-file", config.token_secret_files,
+           "files with secrets that sign and verify tenants' tokens, one per line; read again on SIGHUP")
+        ->envname("PG_BILLING_SHIM_TOKEN_SECRET_FILE")
+        ->delimiter(':')
+        ->allow_extra_args(false);
+    app.add_option("--token-key-file", config.token_key_files,
+                   "PEM files with public keys of others who make tokens (RS256); read again on SIGHUP")
+        ->envname("PG_BILLING_SHIM_TOKEN_KEY_FILE")
+        ->delimiter(':')
+        ->allow_extra_args(false);
     auto *certificate =
         app.add_option("--tls-certificate", config.tls_certificate, "PEM file of the certificate chain")
             ->envname("PG_BILLING_SHIM_TLS_CERTIFICATE");

@@ -15,7 +15,7 @@ struct Config {
     std::uint16_t port = 0;
     std::string database;
     std::size_t connections = 4;
-    std::vector<std::string> webhook_secret_files;
+    std::vector<std::string> webhook_secret_files, token_secret_files, token_key_files;
     std::string tls_certificate, tls_key;
     std::vector<std::string> cors_origins;
     std::chrono::milliseconds wait{10'000};

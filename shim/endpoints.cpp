@@ -11,6 +11,7 @@ void add_endpoints(Router &router, const Services &services) {
     add_reservation_endpoints(router, services.database);
     add_subscription_endpoints(router, services.database, services.patience);
     add_invoice_endpoints(router, services.database, services.patience);
+    add_session_endpoints(router, services.database, services.tokens);
     add_webhook_endpoint(router, services.database, services.secrets);
 }
 

@@ -14,6 +14,7 @@ struct Services {
     Database &database;
     Recorder &recorder;
     const WebhookSecrets &secrets;
+    const Tokens &tokens;
     Patience patience;
 };
 
@@ -38,6 +39,9 @@ void add_subscription_endpoints(Router &router, Database &database, Patience pat
 // Adds GET invoices, invoices/upcoming, invoices/:id and invoices/:id/pdf, which waits for Stripe, and POST
 // subscription/preview.
 void add_invoice_endpoints(Router &router, Database &database, Patience patience);
+
+// Adds POST sessions: a token for a tenant's page.
+void add_session_endpoints(Router &router, Database &database, const Tokens &tokens);
 
 // Adds POST webhooks/stripe.
 void add_webhook_endpoint(Router &router, Database &database, const WebhookSecrets &secrets);

@@ -61,8 +61,8 @@ Wanted wanted(const Call &call) {
     return wanted;
 }
 
-awaitable<http::Response> decide(Database &database, const http::Request &request, const Wanted &wanted) {
-    std::vector<Statement> statements{begin_request(request, wanted.consumes ? "usage:write" : "usage:read")};
+awaitable<http::Response> decide(Database &database, const Call &call, const Wanted &wanted) {
+    std::vector<Statement> statements{begin_request(call, wanted.consumes ? "usage:write" : "usage:read")};
     statements.push_back({(wanted.consumes ? kTake : kAsk).c_str(), {wanted.metric, wanted.quantity}});
     if (wanted.consumes)
         statements.back().parameters.push_back(wanted.key);
@@ -90,7 +90,7 @@ http::Response undecided(const Call &call, const Wanted &wanted, const Problem &
 awaitable<http::Response> answer(Database &database, const Call &call) {
     const Wanted wanted = shim::wanted(call);
     try {
-        co_return co_await decide(database, call.request, wanted);
+        co_return co_await decide(database, call, wanted);
     } catch (const PgFailure &failure) {
         co_return undecided(call, wanted, to_problem(failure), failure.sqlstate, failure.message);
     } catch (const Problem &problem) {

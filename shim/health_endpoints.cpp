@@ -22,7 +22,7 @@ awaitable<http::Response> readyz(Database &database) {
 
 awaitable<http::Response> metrics(Database &database, const Call &call) {
     std::vector<Statement> statements;
-    statements.push_back({"SELECT billing.scrape_metrics($1::bytea)", {credential(call.request).key_sha256}});
+    statements.push_back({"SELECT billing.scrape_metrics($1::bytea)", {credential(call).key_sha256}});
     const Rows rows = co_await database.run(std::move(statements));
     http::Response response;
     response.fields.emplace_back("Content-Type", "text/plain; version=0.0.4; charset=utf-8");

@@ -76,13 +76,13 @@ constexpr char kScope[] = "subscription:read";
 
 // One statement about an invoice, in a transaction of its own.
 awaitable<Rows> ask(Database &database, const Call &call, const std::string &sql, std::string invoice) {
-    std::vector<Statement> statements{begin_request(call.request, kScope)};
+    std::vector<Statement> statements{begin_request(call, kScope)};
     statements.push_back({sql.c_str(), {std::move(invoice)}});
     co_return co_await database.run(std::move(statements));
 }
 
 awaitable<http::Response> get_invoices(Database &database, const Call &call) {
-    std::vector<Statement> statements{begin_request(call.request, kScope)};
+    std::vector<Statement> statements{begin_request(call, kScope)};
     const Query query(call.request, {"limit", "startingAfter", "endingBefore"});
     const auto after = query.text("startingAfter"), before = query.text("endingBefore");
     if (after && before)
@@ -106,7 +106,7 @@ awaitable<http::Response> get_invoice(Database &database, const Call &call) {
 
 awaitable<http::Response> get_upcoming(Database &database, const Call &call) {
     refuse_query(call.request);
-    std::vector<Statement> statements{begin_request(call.request, kScope)};
+    std::vector<Statement> statements{begin_request(call, kScope)};
     statements.push_back({kUpcoming.c_str(), {}});
     const Rows rows = co_await database.run(std::move(statements));
     if (rows.empty())
@@ -117,7 +117,7 @@ awaitable<http::Response> get_upcoming(Database &database, const Call &call) {
 
 awaitable<http::Response> post_preview(Database &database, const Call &call) {
     refuse_query(call.request);
-    std::vector<Statement> statements{begin_request(call.request, kScope)};
+    std::vector<Statement> statements{begin_request(call, kScope)};
     const Json body = json_body(call.request);
     const Members members(body, {"planTier", "prorationBehavior"});
     statements.push_back(

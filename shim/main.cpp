@@ -20,12 +20,13 @@ namespace {
 
 namespace asio = boost::asio;
 
-asio::awaitable<void> reload_on_hangup(asio::signal_set &hangup, WebhookSecrets &secrets,
+asio::awaitable<void> reload_on_hangup(asio::signal_set &hangup, WebhookSecrets &secrets, Tokens &tokens,
                                        http::Server &server) {
     for (;;) {
         co_await hangup.async_wait(asio::use_awaitable);
         try {
             secrets.reload();
+            tokens.reload();
             server.reload();
             log("reloaded", {{"webhook_secrets", std::to_string(secrets.get().size())}});
         } catch (const std::exception &error) {
@@ -58,6 +59,7 @@ asio::awaitable<void> stop_on_signal(asio::io_context &context, asio::signal_set
 void serve(const Config &config) {
     asio::io_context context(1);
     WebhookSecrets secrets(config.webhook_secret_files);
+    Tokens tokens(config.token_secret_files, config.token_key_files);
     Database::Options database_options;
     database_options.conninfo = config.database;
     database_options.connections = config.connections;
@@ -67,8 +69,8 @@ void serve(const Config &config) {
     recorder_options.waiting_bytes = config.queue_mib << 20;
     Recorder recorder(context, database, recorder_options);
     const BrowserRules browsers{config.cors_origins, !config.tls_certificate.empty()};
-    Router router(browsers);
-    add_endpoints(router, {database, recorder, secrets, {context, config.wait}});
+    Router router(browsers, &tokens);
+    add_endpoints(router, {database, recorder, secrets, tokens, {context, config.wait}});
 
     http::Options options;
     options.address = config.address;
@@ -88,7 +90,7 @@ void serve(const Config &config) {
         return;
     }
     asio::signal_set hangup(context, SIGHUP), stop(context, SIGTERM, SIGINT);
-    asio::co_spawn(context, reload_on_hangup(hangup, secrets, server), asio::detached);
+    asio::co_spawn(context, reload_on_hangup(hangup, secrets, tokens, server), asio::detached);
     asio::co_spawn(context, stop_on_signal(context, stop, hangup, server, database, config.drain),
                    asio::detached);
     const bool v6 = config.address.find(':') != config.address.npos;

@@ -24,14 +24,14 @@ const std::string kCheck =
 
 awaitable<http::Response> get_quotas(Database &database, const Call &call) {
     refuse_query(call.request);
-    std::vector<Statement> statements{begin_request(call.request, "usage:read")};
+    std::vector<Statement> statements{begin_request(call, "usage:read")};
     statements.push_back({kQuotas.c_str(), {}});
     const Rows rows = co_await database.run(std::move(statements));
     co_return json_response(200, rows.at(0).at(0).value());
 }
 
 awaitable<http::Response> get_check(Database &database, const Call &call) {
-    std::vector<Statement> statements{begin_request(call.request, "usage:read")};
+    std::vector<Statement> statements{begin_request(call, "usage:read")};
     const Query query(call.request, {"metric", "quantity"});
     const std::string metric = query.required_text("metric");
     statements.push_back({kCheck.c_str(), {metric, query.decimal("quantity")}});

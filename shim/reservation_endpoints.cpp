@@ -33,7 +33,7 @@ std::string id_of(const Call &call) {
 
 awaitable<http::Response> post_reservation(Database &database, const Call &call) {
     refuse_query(call.request);
-    std::vector<Statement> statements{begin_request(call.request, "usage:write")};
+    std::vector<Statement> statements{begin_request(call, "usage:write")};
     const Json body = json_body(call.request);
     const Members members(body, {"metric", "quantity", "ttlSeconds", "idempotencyKey"});
     const std::string metric = members.required_text("metric");
@@ -49,7 +49,7 @@ awaitable<http::Response> post_reservation(Database &database, const Call &call)
 
 awaitable<http::Response> settle(Database &database, const Call &call) {
     refuse_query(call.request);
-    std::vector<Statement> statements{begin_request(call.request, "usage:write")};
+    std::vector<Statement> statements{begin_request(call, "usage:write")};
     const Json body = json_body(call.request);
     const Members members(body, {"quantity", "properties"});
     auto quantity = members.decimal("quantity");
@@ -62,7 +62,7 @@ awaitable<http::Response> settle(Database &database, const Call &call) {
 
 awaitable<http::Response> release(Database &database, const Call &call) {
     refuse_query(call.request);
-    std::vector<Statement> statements{begin_request(call.request, "usage:write")};
+    std::vector<Statement> statements{begin_request(call, "usage:write")};
     const Json body = optional_json_body(call.request);
     const Members none(body, {});
     statements.push_back({kRelease.c_str(), {id_of(call)}});

@@ -103,6 +103,7 @@ awaitable<http::Response> Router::handle(http::Request request) const {
 
 awaitable<http::Response> Router::dispatch(http::Request request) const {
     Call call;
+    call.tokens = tokens_;
     std::vector<std::string> path;
     for (const std::string &segment : split(request.path)) {
         auto decoded = http::percent_decode(segment);

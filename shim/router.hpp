@@ -11,19 +11,22 @@
 
 #include "shim/browser.hpp"
 #include "shim/http_server.hpp"
+#include "shim/tokens.hpp"
 
 namespace pg_billing::shim {
 
 struct Call {
     http::Request request;
     std::vector<std::string> captures;  // what stands for the pattern's ":names", decoded
+    const Tokens *tokens = nullptr;     // that a caller may present; null: none
 };
 
 using Endpoint = std::function<boost::asio::awaitable<http::Response>(const Call &)>;
 
 class Router {
   public:
-    explicit Router(BrowserRules browsers = {}) : browsers_(std::move(browsers)) {}
+    explicit Router(BrowserRules browsers = {}, const Tokens *tokens = nullptr)
+        : browsers_(std::move(browsers)), tokens_(tokens) {}
 
     // Adds an endpoint, of any method if that is "*"; a segment of the pattern that starts with ':' matches any one
     // segment, a last one of "*" all that is left. The first that fits answers.
@@ -45,6 +48,7 @@ class Router {
     boost::asio::awaitable<http::Response> dispatch(http::Request request) const;
 
     BrowserRules browsers_;
+    const Tokens *tokens_;
     std::vector<Route> routes_;
 };
 

@@ -52,7 +52,7 @@ awaitable<http::Response> carry_out(Database &database, const Call &call, Patien
     std::optional<Subscription> subscription = co_await look(database, std::move(statements), true);
     if (!subscription.value().confirmed)
         co_await wait_until(patience, [&]() -> awaitable<bool> {
-            std::vector<Statement> again{begin_request(call.request, "subscription:write")};
+            std::vector<Statement> again{begin_request(call, "subscription:write")};
             if (auto now = co_await look(database, std::move(again), true))
                 subscription = std::move(now);
             co_return subscription->confirmed;
@@ -61,7 +61,7 @@ awaitable<http::Response> carry_out(Database &database, const Call &call, Patien
 }
 
 awaitable<http::Response> post_subscription(Database &database, const Call &call, Patience patience) {
-    std::vector<Statement> statements{begin_request(call.request, "subscription:write")};
+    std::vector<Statement> statements{begin_request(call, "subscription:write")};
     refuse_query(call.request);
     const Json body = json_body(call.request);
     const Members members(body, {"planTier", "collectionMethod", "daysUntilDue"});
@@ -74,7 +74,7 @@ awaitable<http::Response> post_subscription(Database &database, const Call &call
 }
 
 awaitable<http::Response> put_subscription(Database &database, const Call &call, Patience patience) {
-    std::vector<Statement> statements{begin_request(call.request, "subscription:write")};
+    std::vector<Statement> statements{begin_request(call, "subscription:write")};
     refuse_query(call.request);
     const Json body = json_body(call.request);
     const Members members(body, {"planTier", "prorationBehavior"});
@@ -84,7 +84,7 @@ awaitable<http::Response> put_subscription(Database &database, const Call &call,
 }
 
 awaitable<http::Response> delete_subscription(Database &database, const Call &call, Patience patience) {
-    std::vector<Statement> statements{begin_request(call.request, "subscription:write")};
+    std::vector<Statement> statements{begin_request(call, "subscription:write")};
     const Json body = optional_json_body(call.request);
     const Members members(body, {"atPeriodEnd", "prorate", "invoiceNow"});
     const Query query(call.request, {"atPeriodEnd", "prorate", "invoiceNow"});
@@ -96,7 +96,7 @@ awaitable<http::Response> delete_subscription(Database &database, const Call &ca
 
 awaitable<http::Response> get_subscription(Database &database, const Call &call) {
     refuse_query(call.request);
-    std::vector<Statement> statements{begin_request(call.request, "subscription:read")};
+    std::vector<Statement> statements{begin_request(call, "subscription:read")};
     const std::optional<Subscription> subscription = co_await look(database, std::move(statements), false);
     if (!subscription)
         throw Problem(404, "no_subscription", "The tenant has no subscription.");

@@ -31,7 +31,7 @@ const std::string kConsume =
 
 awaitable<http::Response> get_usage(Database &database, const Call &call) {
     refuse_query(call.request);
-    std::vector<Statement> statements{begin_request(call.request, "usage:read")};
+    std::vector<Statement> statements{begin_request(call, "usage:read")};
     if (call.captures.empty())
         statements.push_back({kUsageSummary.c_str(), {}});
     else
@@ -44,14 +44,14 @@ awaitable<http::Response> get_usage(Database &database, const Call &call) {
 
 awaitable<http::Response> post_events(Recorder &recorder, const Call &call) {
     refuse_query(call.request);
-    Credential caller = credential(call.request);
+    Credential caller = credential(call);
     Post post(call.request);
     co_return post.answer(co_await recorder.record(std::move(caller), post.take_events()));
 }
 
 awaitable<http::Response> post_consume(Database &database, const Call &call) {
     refuse_query(call.request);
-    std::vector<Statement> statements{begin_request(call.request, "usage:write")};
+    std::vector<Statement> statements{begin_request(call, "usage:write")};
     const Json body = json_body(call.request);
     const Members members(body, {"metric", "quantity", "idempotencyKey", "properties"});
     const std::string metric = members.required_text("metric");

@@ -1,7 +1,6 @@
 #include "shim/webhook_secrets.hpp"
 
-#include <fstream>
-#include <stdexcept>
+#include "shim/secret_file.hpp"
 
 namespace pg_billing::shim {
 
@@ -10,19 +9,7 @@ WebhookSecrets::WebhookSecrets(std::vector<std::string> paths) : paths_(std::mov
 }
 
 void WebhookSecrets::reload() {
-    std::vector<std::string> secrets;
-    for (const std::string &path : paths_) {
-        const std::size_t before = secrets.size();
-        std::ifstream file(path);
-        for (std::string line; std::getline(file, line);) {
-            const auto first = line.find_first_not_of(" \t\r");
-            if (first != line.npos)
-                secrets.push_back(line.substr(first, line.find_last_not_of(" \t\r") - first + 1));
-        }
-        if (secrets.size() == before)
-            throw std::runtime_error("webhook secret file " + path + " cannot be read or holds no secret");
-    }
-    secrets_ = std::move(secrets);
+    secrets_ = read_secrets(paths_, "webhook secret");
 }
 
 }  // namespace pg_billing::shim

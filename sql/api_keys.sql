@@ -30,10 +30,10 @@ BEGIN
         PERFORM billing._check_tenant(tenant_id);
     END IF;
     IF scopes IS NULL OR scopes = '{}'
-       OR NOT scopes <@ '{usage:read,usage:write,subscription:read,subscription:write,metrics:read}'::text[] THEN
+       OR NOT scopes <@ '{usage:read,usage:write,subscription:read,subscription:write,sessions:create,metrics:read}'::text[] THEN
         RAISE EXCEPTION 'scopes % are not valid', scopes
             USING ERRCODE = 'UB032',
-                  HINT = 'Scopes are usage:read, usage:write, subscription:read, subscription:write and, of a service, metrics:read.';
+                  HINT = 'Scopes are usage:read, usage:write, subscription:read, subscription:write, sessions:create and, of a service, metrics:read.';
     END IF;
     INSERT INTO billing.api_keys (sha256, prefix, tenant_id, scopes, created_at, expires_at)
     VALUES (sha256(convert_to(key, 'UTF8')), left(key, 12), create_api_key.tenant_id, create_api_key.scopes,
@@ -93,6 +93,16 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION billing.begin_request(bytea, text, text) IS
     'authenticates a request of the shim and binds the rest of the transaction to its tenant, which it returns. Raises UB040 to UB043';
+
+CREATE FUNCTION billing.begin_session(tenant_id text) RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM billing._check_tenant(tenant_id);
+    PERFORM set_config('pg_billing.tenant_id', tenant_id, true);
+    RETURN tenant_id;
+END $$;
+COMMENT ON FUNCTION billing.begin_session(text) IS
+    'binds the rest of the transaction to the tenant whose token the shim has verified. Raises UB010, UB040';
 
 CREATE FUNCTION billing.authenticate(key_sha256s bytea[], tenant_ids text[], scope text)
 RETURNS TABLE (request int, tenant text, refused_with text, refusal text)

@@ -12,7 +12,8 @@ sql "SELECT billing._apply_invoice('described', jsonb_build_object('id', 'in_' |
          'amount_due', 100, 'amount_paid', 100, 'amount_remaining', 0, 'created', 1700000000 + n, 'invoice_pdf', 'https://pay.example/' || n || '.pdf',
          'lines', '{\"has_more\": false, \"data\": [{\"id\": \"il_1\", \"description\": \"Fee\", \"quantity\": 1, \"amount\": 100, \"currency\": \"usd\"}]}'::jsonb))
        FROM generate_series(1, 3) n" >/dev/null
-PGUSER=shim shim_start
+openssl rand -hex 32 >"$RUN/token.secret"
+PGUSER=shim shim_start --token-secret-file "$RUN/token.secret"
 wait_until curl -sf "$SHIM_URL/readyz" >/dev/null
 
 PACKAGE=$BUILD/typescript
@@ -24,7 +25,7 @@ npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >"$RUN/npm.log" 2>
 ok 'the description of the API has no fault that a linter finds' npm run lint
 ok 'the client is built from it' npm run build
 
-SERVICE_KEY=$(sql "SELECT billing.create_api_key(scopes => '{usage:read,usage:write,subscription:read,subscription:write,metrics:read}')") SHIM_URL=$SHIM_URL \
+SERVICE_KEY=$(sql "SELECT billing.create_api_key(scopes => '{usage:read,usage:write,subscription:read,subscription:write,sessions:create,metrics:read}')") SHIM_URL=$SHIM_URL \
     node --test --test-reporter=tap test/*.test.js >"$RUN/node.tap" 2>&1 || true
 while IFS= read -r line; do
     ok "${line#*ok [0-9]* - }" test "${line%% *}" = ok

@@ -76,3 +76,13 @@ SELECT request, ordinal, idempotency_key AS key, status, regexp_replace(reason, 
            '{m1,m2,m3,m4,m5,m6,m7,m1}', NULL, NULL);
 SELECT tenant_id, idempotency_key, quantity FROM billing.usage_events WHERE idempotency_key ~ '^m' ORDER BY 1, 2;
 SHOW pg_billing.tenant_id;
+
+-- a token that the shim has verified
+BEGIN;
+SELECT billing.begin_session('acme');
+SELECT status FROM billing.check_quota('acme', 'api_calls');
+CALL attempt($$SELECT billing.check_quota('other', 'api_calls')$$);
+COMMIT;
+SHOW pg_billing.tenant_id;
+CALL attempt($$SELECT billing.begin_session('nobody')$$);
+CALL attempt($$SELECT billing.begin_session(NULL)$$);

@@ -31,8 +31,9 @@ TEST(Openapi, DescribesEveryEndpointAndNoOther) {
     Database database(context, {});
     Recorder recorder(context, database, {});
     const WebhookSecrets secrets({});
+    const Tokens tokens({}, {});
     Router router;
-    add_endpoints(router, {database, recorder, secrets, {context, {}}});
+    add_endpoints(router, {database, recorder, secrets, tokens, {context, {}}});
     std::set<std::string> served, described;
     for (const auto &[method, pattern] : router.routes())
         if (!pattern.ends_with("/*"))  // which OpenAPI has no words for; any method is described as GET

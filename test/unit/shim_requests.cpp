@@ -173,19 +173,19 @@ TEST_F(Routing, HandsBackOrMakesTheRequestId) {
 
 TEST(Caller, PresentsTheHashOfTheWholeKey) {
     const Statement statement = begin_request(
-        request_with({{"authorization", "bearer  pgb_abc "}, {"x-tenant-id", "acme"}}), "usage:read");
+        {request_with({{"authorization", "bearer  pgb_abc "}, {"x-tenant-id", "acme"}}), {}}, "usage:read");
     // printf pgb_abc | sha256sum
     EXPECT_EQ(statement.parameters[0], "\\x5831850ace844f0156759aee1abcdb3924ce0f2ad96b0c96692c91b4ce0b0d0e");
     EXPECT_EQ(statement.parameters[1], "acme");
     EXPECT_EQ(statement.parameters[2], "usage:read");
-    EXPECT_EQ(begin_request(request_with({{"x-api-key", "pgb_abc"}}), "").parameters[0],
+    EXPECT_EQ(begin_request({request_with({{"x-api-key", "pgb_abc"}}), {}}, "").parameters[0],
               statement.parameters[0]);
-    EXPECT_EQ(begin_request(request_with({{"x-api-key", "pgb_abc"}}), "").parameters[1], std::nullopt);
+    EXPECT_EQ(begin_request({request_with({{"x-api-key", "pgb_abc"}}), {}}, "").parameters[1], std::nullopt);
 }
 
 TEST(Caller, RefusesOtherCredentials) {
     const auto ask = [](http::Fields fields) {
-        return refusal([&] { begin_request(request_with(std::move(fields)), "s"); });
+        return refusal([&] { begin_request({request_with(std::move(fields)), {}}, "s"); });
     };
     EXPECT_EQ(ask({}), "401 missing_api_key");
     EXPECT_EQ(ask({{"authorization", "Basic cGdiXzE6"}}), "401 invalid_api_key");

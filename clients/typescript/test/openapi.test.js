@@ -100,6 +100,9 @@ test('usage', async () => {
   await call('GET', `${API}/check`, { status: 429, query: '?metric=user_seats&quantity=4' });
   await call('GET', `${API}/gateway/{metric}`, { status: 200, params: { metric: 'storage_gb' }, query: '?quantity=0.5' });
   await call('GET', `${API}/gateway/{metric}`, { status: 429, params: { metric: 'user_seats' }, query: '?quantity=4' });
+  const session = await call('POST', `${API}/sessions`, { status: 201, body: example('SessionRequest') });
+  await call('GET', `${API}/usage`, { status: 200, headers: { Authorization: `Bearer ${session.token}` } });
+  await call('POST', `${API}/sessions`, { status: 422, body: { expiresInSeconds: 0 } });
   const held = await call('POST', `${API}/reservations`, { status: 201, body: example('ReservationRequest') });
   await call('POST', `${API}/reservations/{id}/settle`, { status: 200, params: { id: held.reservationId }, body: example('Settlement') });
   await call('POST', `${API}/reservations/{id}/release`, { status: 409, params: { id: held.reservationId } });
