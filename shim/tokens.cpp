@@ -24,20 +24,6 @@ constexpr std::int64_t kSkew = 60;  // seconds by which clocks may differ
 constexpr std::size_t kLongestToken = 4096;
 constexpr std::string_view kDigits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
-// RFC 7515, appendix C: base64url without padding.
-std::string encoded(std::string_view bytes) {
-    std::string text;
-    for (std::size_t i = 0; i < bytes.size(); i += 3) {
-        std::uint32_t three = 0;
-        const std::size_t have = std::min<std::size_t>(3, bytes.size() - i);
-        for (std::size_t j = 0; j < 3; ++j)
-            three = three << 8 | (j < have ? static_cast<unsigned char>(bytes[i + j]) : 0u);
-        for (std::size_t j = 0; j <= have; ++j)
-            text += kDigits[three >> (18 - 6 * j) & 63];
-    }
-    return text;
-}
-
 // Nothing but the one way to write those bytes is taken.
 std::optional<std::string> decoded(std::string_view text) {
     std::string bytes;
@@ -52,7 +38,7 @@ std::optional<std::string> decoded(std::string_view text) {
         if (have >= 8)
             bytes += static_cast<char>(bits >> (have -= 8) & 255);
     }
-    return encoded(bytes) == text ? std::optional(bytes) : std::nullopt;
+    return base64url(bytes) == text ? std::optional(bytes) : std::nullopt;
 }
 
 std::string hmac(const std::string &secret, std::string_view text) {
@@ -95,6 +81,19 @@ bool is_for_us(const Json &claims) {
 }
 
 }  // namespace
+
+std::string base64url(std::string_view bytes) {
+    std::string text;
+    for (std::size_t i = 0; i < bytes.size(); i += 3) {
+        std::uint32_t three = 0;
+        const std::size_t have = std::min<std::size_t>(3, bytes.size() - i);
+        for (std::size_t j = 0; j < 3; ++j)
+            three = three << 8 | (j < have ? static_cast<unsigned char>(bytes[i + j]) : 0u);
+        for (std::size_t j = 0; j <= have; ++j)
+            text += kDigits[three >> (18 - 6 * j) & 63];
+    }
+    return text;
+}
 
 std::vector<std::string> words(const std::string &text) {
     std::vector<std::string> words;
@@ -152,9 +151,9 @@ std::string Tokens::make(const Session &session, std::int64_t now, std::int64_t 
     claims += R"(,"scope":)";
     write_json(claims, std::string_view(joined(session.scopes)));
     claims += ",\"iat\":" + std::to_string(now) + ",\"exp\":" + std::to_string(now + lifetime) +
-              ",\"jti\":\"" + encoded({reinterpret_cast<const char *>(id), sizeof id}) + "\"}";
-    const std::string text = encoded(R"({"alg":"HS256","typ":"JWT"})") + "." + encoded(claims);
-    return text + "." + encoded(hmac(secrets_.at(0), text));
+              ",\"jti\":\"" + base64url({reinterpret_cast<const char *>(id), sizeof id}) + "\"}";
+    const std::string text = base64url(R"({"alg":"HS256","typ":"JWT"})") + "." + base64url(claims);
+    return text + "." + base64url(hmac(secrets_.at(0), text));
 }
 
 bool Tokens::signed_by_us(std::string_view text, std::string_view signature) const {

@@ -26,6 +26,9 @@ struct Session {
     void must_have(const std::string &scope) const;
 };
 
+// Bytes as tokens have them (RFC 7515, appendix C: base64url without padding).
+std::string base64url(std::string_view bytes);
+
 // A list of scopes as a token has it: names with blanks between them (RFC 8693 §4.2).
 std::vector<std::string> words(const std::string &scopes);
 std::string joined(const std::vector<std::string> &scopes);
