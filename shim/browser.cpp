@@ -27,8 +27,9 @@ void add_cors_fields(http::Response &response, const BrowserRules &rules, std::s
     if (std::find(rules.origins.begin(), rules.origins.end(), origin) == rules.origins.end())
         return;
     response.fields.emplace_back("Access-Control-Allow-Origin", origin);
-    response.fields.emplace_back("Access-Control-Expose-Headers",
-                                 "Location, RateLimit, RateLimit-Policy, Retry-After, X-Request-Id");
+    response.fields.emplace_back(
+        "Access-Control-Expose-Headers",
+        "Location, RateLimit, RateLimit-Policy, Retry-After, traceresponse, X-Request-Id");
     if (!preflight)
         return;
     const auto methods = std::find_if(response.fields.begin(), response.fields.end(),
@@ -37,7 +38,8 @@ void add_cors_fields(http::Response &response, const BrowserRules &rules, std::s
         return;
     response.fields.emplace_back("Access-Control-Allow-Methods", std::string(methods->second));
     response.fields.emplace_back("Access-Control-Allow-Headers",
-                                 "Authorization, Content-Type, Idempotency-Key, X-Request-Id, X-Tenant-Id");
+                                 "Authorization, Content-Type, Idempotency-Key, traceparent, tracestate, "
+                                 "X-Request-Id, X-Tenant-Id");
     response.fields.emplace_back("Access-Control-Max-Age", "7200");
 }
 

@@ -109,6 +109,9 @@ Config read_config(int argc, char **argv) {
         ->envname("PG_BILLING_SHIM_DRAIN_SECONDS")
         ->check(CLI::Range(0.0, 3600.0))
         ->capture_default_str();
+    app.add_flag("--log-requests", config.log_requests,
+                 "log every request, not only those that fail for a cause that is not the client's")
+        ->envname("PG_BILLING_SHIM_LOG_REQUESTS");
     app.set_config("--config", "", "file with settings: listen = \"127.0.0.1:8080\" and so on, a line each")
         ->envname("PG_BILLING_SHIM_CONFIG");
     app.allow_config_extras(CLI::config_extras_mode::error);

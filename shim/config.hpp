@@ -21,7 +21,7 @@ struct Config {
     std::chrono::milliseconds wait{10'000};
     std::size_t queue_events = 20'000, queue_mib = 64;
     std::chrono::milliseconds drain{25'000};
-    bool only_check = false;
+    bool log_requests = false, only_check = false;
 };
 
 // Thrown when the program should end at once: after --help, or because of a flag.

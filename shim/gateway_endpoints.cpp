@@ -79,7 +79,7 @@ http::Response undecided(const Call &call, const Wanted &wanted, const Problem &
         return to_response(problem);
     log("gateway_undecided", {{"metric", wanted.metric},
                               {"answer", wanted.opens ? "let through" : "refused"},
-                              {"request_id", std::string(call.request.field("x-request-id").value_or(""))},
+                              {"request_id", call.request.field("x-request-id").value_or("")},
                               {"sqlstate", sqlstate},
                               {"error", error}});
     http::Response response = wanted.opens ? http::Response{} : to_response(problem);

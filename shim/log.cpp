@@ -1,30 +1,38 @@
 #include "shim/log.hpp"
 
+#include <chrono>
 #include <cstdio>
 #include <ctime>
 #include <nlohmann/json.hpp>
 
 namespace pg_billing::shim {
 
-void log(std::string_view event, std::initializer_list<std::pair<std::string_view, std::string>> details) {
-    char time[32];
-    const std::time_t now = std::time(nullptr);
+namespace {
+
+// As RFC 3339 writes it, to the millisecond.
+std::string now() {
+    const auto since_epoch = std::chrono::system_clock::now().time_since_epoch();
+    const auto seconds = std::chrono::floor<std::chrono::seconds>(since_epoch);
+    const auto rest = std::chrono::duration_cast<std::chrono::milliseconds>(since_epoch - seconds).count();
+    const std::time_t time = seconds.count();
     std::tm utc;
-    gmtime_r(&now, &utc);
-    std::strftime(time, sizeof time, "%Y-%m-%dT%H:%M:%SZ", &utc);
-    std::string line = std::string("time=") + time + " event=" + std::string(event);
-    for (const auto &[name, value] : details) {
-        line += ' ';
-        line += name;
-        line += '=';
-        // Quoted as JSON is, so that a line break in a message cannot forge a line.
-        const bool plain = !value.empty() && value.find_first_not_of(
-                                                 "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRS"
-                                                 "TUVWXYZ0123456789_.:/[]-") == value.npos;
-        line += plain ? value
-                      : nlohmann::json(value).dump(-1, ' ', true, nlohmann::json::error_handler_t::replace);
-    }
-    line += '\n';
+    gmtime_r(&time, &utc);
+    char text[64];
+    const std::size_t length = std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%S", &utc);
+    std::snprintf(text + length, sizeof text - length, ".%03dZ", static_cast<int>(rest));
+    return text;
+}
+
+}  // namespace
+
+LogValue::LogValue(std::string_view text)
+    : json(nlohmann::json(text).dump(-1, ' ', true, nlohmann::json::error_handler_t::replace)) {}
+
+void log(std::string_view event, const LogDetails &details) {
+    std::string line = "{\"time\":\"" + now() + "\",\"event\":" + LogValue(event).json;
+    for (const auto &[name, value] : details)
+        line += "," + LogValue(name).json + ":" + value.json;
+    line += "}\n";
     std::fputs(line.c_str(), stderr);
 }
 

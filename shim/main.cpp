@@ -28,7 +28,7 @@ asio::awaitable<void> reload_on_hangup(asio::signal_set &hangup, WebhookSecrets 
             secrets.reload();
             tokens.reload();
             server.reload();
-            log("reloaded", {{"webhook_secrets", std::to_string(secrets.get().size())}});
+            log("reloaded", {{"webhook_secrets", secrets.get().size()}});
         } catch (const std::exception &error) {
             log("reload_failed", {{"error", error.what()}});
         }
@@ -69,7 +69,7 @@ void serve(const Config &config) {
     recorder_options.waiting_bytes = config.queue_mib << 20;
     Recorder recorder(context, database, recorder_options);
     const BrowserRules browsers{config.cors_origins, !config.tls_certificate.empty()};
-    Router router(browsers, &tokens);
+    Router router(browsers, &tokens, config.log_requests);
     add_endpoints(router, {database, recorder, secrets, tokens, {context, config.wait}});
 
     http::Options options;
@@ -85,8 +85,7 @@ void serve(const Config &config) {
     http::Server server(context, options,
                         [&router](http::Request request) { return router.handle(std::move(request)); });
     if (config.only_check) {
-        log("settings_are_good",
-            {{"address", config.address}, {"webhook_secrets", std::to_string(secrets.get().size())}});
+        log("settings_are_good", {{"address", config.address}, {"webhook_secrets", secrets.get().size()}});
         return;
     }
     asio::signal_set hangup(context, SIGHUP), stop(context, SIGTERM, SIGINT);
@@ -95,7 +94,7 @@ void serve(const Config &config) {
                    asio::detached);
     const bool v6 = config.address.find(':') != config.address.npos;
     log("listening", {{"address", v6 ? "[" + config.address + "]" : config.address},
-                      {"port", std::to_string(server.port())},
+                      {"port", server.port()},
                       {"tls", config.tls_certificate.empty() ? "off" : "on"}});
     context.run();
     log("stopped");

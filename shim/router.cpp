@@ -1,12 +1,12 @@
 #include "shim/router.hpp"
 
-#include <openssl/rand.h>
-
+#include <chrono>
 #include <optional>
 #include <set>
 
 #include "shim/log.hpp"
 #include "shim/problem.hpp"
+#include "shim/trace.hpp"
 
 namespace pg_billing::shim {
 
@@ -47,15 +47,7 @@ std::string request_id(const http::Request &request) {
     const std::string_view given = request.field("x-request-id").value_or("");
     if (!given.empty() && given.size() <= 128 && given.find_first_not_of(safe) == given.npos)
         return std::string(given);
-    unsigned char bytes[16];
-    if (RAND_bytes(bytes, sizeof bytes) != 1)
-        throw std::runtime_error("no random numbers");
-    std::string id;
-    for (const unsigned char byte : bytes) {
-        id += "0123456789abcdef"[byte >> 4];
-        id += "0123456789abcdef"[byte & 15];
-    }
-    return id;
+    return random_hex(16);
 }
 
 }  // namespace
@@ -72,36 +64,57 @@ std::vector<std::pair<std::string, std::string>> Router::routes() const {
 }
 
 awaitable<http::Response> Router::handle(http::Request request) const {
+    const auto began = std::chrono::steady_clock::now();
     const std::string id = request_id(request);
-    const std::string what = request.method + " " + request.path;
+    const Trace trace = trace_of(request);
     std::erase_if(request.fields, [](const auto &field) { return field.first == "x-request-id"; });
     request.fields.emplace_back("x-request-id", id);  // as endpoints see it
+    const std::string method = request.method;
+    const std::string tenant(request.field("x-tenant-id").value_or(""));
     const std::string origin(request.field("origin").value_or(""));
-    const bool preflight = request.method == "OPTIONS" && request.field("access-control-request-method");
+    const bool preflight = method == "OPTIONS" && request.field("access-control-request-method");
+    std::string_view route;
+    LogDetails cause;
     http::Response response;
     try {
-        response = co_await dispatch(std::move(request));
+        response = co_await dispatch(std::move(request), route);
     } catch (const Problem &problem) {
         response = to_response(problem);
     } catch (const PgFailure &failure) {
         const Problem problem = to_problem(failure);
         if (problem.status >= 500)
-            log("database_error", {{"request", what},
-                                   {"request_id", id},
-                                   {"sqlstate", failure.sqlstate},
-                                   {"error", failure.message}});
+            cause = {{"sqlstate", failure.sqlstate}, {"error", failure.message}};
         response = to_response(problem);
     } catch (const std::exception &error) {
-        log("internal_error", {{"request", what}, {"request_id", id}, {"error", error.what()}});
+        cause = {{"error", error.what()}};
         response = to_response(server_problem(500));
     }
+    if (log_requests_ || !cause.empty()) {
+        using std::chrono::microseconds;
+        const auto took = std::chrono::duration_cast<microseconds>(std::chrono::steady_clock::now() - began);
+        const bool refused =
+            response.status == 401 || response.status == 403;  // then a tenant is but a claim
+        LogDetails details{{"request_id", id},
+                           {"trace_id", trace.trace_id},
+                           {"span_id", trace.span_id},
+                           {"parent_id", trace.parent_id},
+                           {"method", method},
+                           {"route", route},
+                           {"status", response.status},
+                           {"duration_us", took.count()},
+                           {"tenant", refused ? "" : tenant}};
+        std::erase_if(details, [](const auto &detail) { return detail.second.json == "\"\""; });
+        details.insert(details.end(), cause.begin(), cause.end());
+        log("request", details);
+    }
     response.fields.emplace_back("X-Request-Id", id);
+    response.fields.emplace_back("traceresponse", traceresponse(trace));
     add_security_fields(response, browsers_);
     add_cors_fields(response, browsers_, origin, preflight);
     co_return response;
 }
 
-awaitable<http::Response> Router::dispatch(http::Request request) const {
+awaitable<http::Response> Router::dispatch(http::Request request, std::string_view &matched) const {
     Call call;
     call.tokens = tokens_;
     std::vector<std::string> path;
@@ -123,6 +136,7 @@ awaitable<http::Response> Router::dispatch(http::Request request) const {
                 allowed.insert("HEAD");
             continue;
         }
+        matched = route.pattern;
         call.request = std::move(request);
         call.captures = std::move(*captures);
         co_return co_await route.endpoint(call);

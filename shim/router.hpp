@@ -1,5 +1,5 @@
-// Which endpoint answers a request, and what every answer has in common: a request id, what browsers are told, and problems
-// instead of exceptions. HEAD is GET, whose body the server omits; OPTIONS tells the methods of an address.
+// Which endpoint answers a request, and what every answer has in common: a request id, its trace, what browsers are told, a line
+// of the log, and problems instead of exceptions. HEAD is GET, whose body the server omits; OPTIONS tells the methods of an address.
 #pragma once
 
 #include <boost/asio/awaitable.hpp>
@@ -25,8 +25,9 @@ using Endpoint = std::function<boost::asio::awaitable<http::Response>(const Call
 
 class Router {
   public:
-    explicit Router(BrowserRules browsers = {}, const Tokens *tokens = nullptr)
-        : browsers_(std::move(browsers)), tokens_(tokens) {}
+    // Logs every request, or only those that fail for a cause that is not the client's.
+    explicit Router(BrowserRules browsers = {}, const Tokens *tokens = nullptr, bool log_requests = false)
+        : browsers_(std::move(browsers)), tokens_(tokens), log_requests_(log_requests) {}
 
     // Adds an endpoint, of any method if that is "*"; a segment of the pattern that starts with ':' matches any one
     // segment, a last one of "*" all that is left. The first that fits answers.
@@ -45,10 +46,12 @@ class Router {
         Endpoint endpoint;
     };
 
-    boost::asio::awaitable<http::Response> dispatch(http::Request request) const;
+    // Also tells the pattern that matched.
+    boost::asio::awaitable<http::Response> dispatch(http::Request request, std::string_view &matched) const;
 
     BrowserRules browsers_;
     const Tokens *tokens_;
+    bool log_requests_;
     std::vector<Route> routes_;
 };
 

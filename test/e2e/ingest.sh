@@ -170,7 +170,7 @@ occupy e1 e2
 background e3 "$ACME" '{"metric":"api_calls","idempotencyKey":"e3"}'
 wait_until taken e3
 kill -TERM "$(service_pid shim)"
-wait_until grep -q event=stopping "$RUN/shim.log"
+wait_until grep -q '"event":"stopping"' "$RUN/shim.log"
 ok 'a shim that is stopped takes no connection' not curl -s "$SHIM_URL/healthz"
 ask gate ROLLBACK
 wait "${POST[@]}"
@@ -182,7 +182,7 @@ background f1 "$ACME" '{"metric":"api_calls","idempotencyKey":"f1"}'
 wait_until blocked 1
 kill -TERM "$(service_pid shim)"
 ok 'it does not wait for ever' ends
-ok '… and says so' grep -q event=stopped_waiting "$RUN/shim.log"
+ok '… and says so' grep -q '"event":"stopped_waiting"' "$RUN/shim.log"
 wait "${POST[f1]}" || true
 is '… nor answers who waits still' "$(<"$RUN/f1.status")" 000    # a statement's own limit would be a 503
 ask gate ROLLBACK

@@ -75,7 +75,7 @@ ok 'the log has none of them' not grep -q "${TOKEN:0:40}" "$RUN/shim.log"
 cp "$RUN/token.secret" "$RUN/old.secret"
 { openssl rand -hex 32 && cat "$RUN/old.secret"; } >"$RUN/token.secret"
 kill -HUP "$(service_pid shim)"
-wait_until grep -q event=reloaded "$RUN/shim.log"
+wait_until grep -q '"event":"reloaded"' "$RUN/shim.log"
 KEY=$TOKEN
 is 'the old secret verifies while it is rolled' "$(call GET $API/usage)" 200
 sed -i 1q "$RUN/token.secret"

@@ -12,7 +12,7 @@ ACME=$(sql "SELECT billing.create_api_key('acme')")
 SERVICE=$(sql "SELECT billing.create_api_key()")
 READER=$(sql "SELECT billing.create_api_key('acme', '{usage:read}')")
 KEY=$ACME
-PGUSER=shim shim_start --wait-seconds 1
+PGUSER=shim shim_start --wait-seconds 1 --log-requests
 wait_until curl -sf "$SHIM_URL/readyz"
 
 # Settings
@@ -20,8 +20,8 @@ SHIM=$BUILD/cmake/pg_billing_shim
 settings() { printf '%s\n' "$@" >"$RUN/shim.conf"; }
 check() { "$SHIM" --config "$RUN/shim.conf" --check-config "$@" 2>&1; }
 settings 'listen = "127.0.0.5:1"' 'database = "host=/nowhere"' "webhook-secret-file = \"$RUN/webhook.secret\""
-like 'a file may give the settings' "$(check)" 'settings_are_good address=127.0.0.5 webhook_secrets=1$'
-like 'flags come first' "$(check --listen 127.0.0.6:1)" 'address=127.0.0.6'
+like 'a file may give the settings' "$(check)" '"settings_are_good","address":"127.0.0.5","webhook_secrets":1}$'
+like 'flags come first' "$(check --listen 127.0.0.6:1)" '"address":"127.0.0.6"'
 settings 'database = "host=/nowhere"' 'conections = 3'
 ok 'a setting that there is not is refused' bash -c '! "$0" --config "$1" --check-config' "$SHIM" "$RUN/shim.conf"
 like 'and named' "$(check || true)" conections
@@ -124,6 +124,17 @@ is 'a wrong method' "$(refused call PUT /api/billing/usage) $(header allow)" "$(
 is 'a request id comes back' \
     "$(call GET /healthz -H 'X-Request-Id: req-7') $(header x-request-id)" '200 req-7'
 
+
+# Traces and the log
+TRACE=4bf92f3577b34da6a3ce929d0e0e4736 PARENT=00f067aa0ba902b7
+call GET /api/billing/usage/llm_tokens -H "traceparent: 00-$TRACE-$PARENT-01" -H 'X-Request-Id: traced' -H 'X-Tenant-Id: acme' >/dev/null
+like 'a trace is taken on' "$(header traceresponse)" "^00-$TRACE-[0-9a-f]{16}-01$"
+is 'and logged' "$(jq -c 'select(.request_id == "traced") | [.trace_id, .parent_id, .route, .status, .tenant]' "$RUN/shim.log")" \
+    "[\"$TRACE\",\"$PARENT\",\"/api/billing/usage/:metric\",200,\"acme\"]"
+call GET /healthz -H "traceparent: 00-$TRACE-0000000000000000-01" >/dev/null
+like 'one that is not valid is not' "$(header traceresponse | grep -v "$TRACE")" '^00-[0-9a-f]{32}-[0-9a-f]{16}-00$'
+ok 'every line of the log is JSON' jq -e .event "$RUN/shim.log"
+
 # Stripe's webhooks
 # deliver SECRET AGE BODY: what Stripe sends, signed with that secret that many seconds ago.
 deliver() {
@@ -170,12 +181,12 @@ LATE=$!
 waiting() { [ "$(sql "SELECT count(*) FROM pg_stat_activity WHERE usename = 'shim' AND wait_event_type = 'Lock'")" = 1 ]; }
 wait_until waiting
 kill -TERM "$(service_pid shim)"
-wait_until grep -q event=stopping "$RUN/shim.log"
+wait_until grep -q '"event":"stopping"' "$RUN/shim.log"
 echo 'ROLLBACK;' >&"${HOLDER[1]}"
 wait $LATE
 is 'a request under way when the shim is stopped is answered' "$(<"$RUN/late")" 200
 ok 'then it ends' wait_until not_running shim
-ok 'and says so' grep -q event=stopped "$RUN/shim.log"
+ok 'and says so' grep -q '"event":"stopped"' "$RUN/shim.log"
 ok 'its log holds no key' not grep -qE 'pgb_|whsec_' "$RUN/shim.log"
 
 # Starting
@@ -214,7 +225,7 @@ ok 'SIGHUP renews the certificate' wait_until curl -sf --cacert "$RUN/tls.pem" "
 cp "$RUN/tls.pem" "$RUN/good.pem"
 echo nonsense >"$RUN/tls.pem"
 kill -HUP "$(service_pid shim)"
-ok 'one that is none is told of' wait_until grep -q event=reload_failed "$RUN/shim.log"
+ok 'one that is none is told of' wait_until grep -q '"event":"reload_failed"' "$RUN/shim.log"
 ok '… and the last one kept' curl -sf --cacert "$RUN/good.pem" "https://127.0.0.1:$PORT/healthz"
 
 done_testing

@@ -101,7 +101,7 @@ sandbox POST /v1/products/pgb_plan_free -d name=SignedTwice >/dev/null
 ok 'while a secret is rolled the old one will do' wait_until arrives SignedTwice
 echo "$rolled" >"$RUN/webhook.secret"
 kill -HUP "$(service_pid shim)"
-reloaded() { grep -q 'reloaded.*webhook_secrets=2' "$RUN/shim.log"; }
+reloaded() { grep -q 'reloaded.*"webhook_secrets":2}' "$RUN/shim.log"; }
 wait_until reloaded
 sandbox POST /v1/products/pgb_plan_free -d name=Free >/dev/null
 ok 'and then the new one, without a restart' wait_until arrives '"Free"'

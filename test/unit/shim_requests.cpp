@@ -138,7 +138,7 @@ TEST(Browsers, LetTheirPagesCallIfTheirOriginMay) {
     auto answer = fields("http://localhost:5173", false);
     EXPECT_EQ(answer["Access-Control-Allow-Origin"], "http://localhost:5173");
     EXPECT_EQ(answer["Access-Control-Expose-Headers"],
-              "Location, RateLimit, RateLimit-Policy, Retry-After, X-Request-Id");
+              "Location, RateLimit, RateLimit-Policy, Retry-After, traceresponse, X-Request-Id");
     EXPECT_FALSE(answer.contains("Access-Control-Allow-Methods"));
     EXPECT_FALSE(answer.contains("Access-Control-Allow-Credentials"));
     EXPECT_EQ(answer["Strict-Transport-Security"], "max-age=31536000");
