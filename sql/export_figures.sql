@@ -29,14 +29,15 @@ BEGIN
         'what Stripe has of gauges, maxima and last values, which are billed by one figure per billing period';
 END $$;
 
--- The figure of a period as of a moment at which its price changes: of an average over time the part of it until then.
+-- The figure of a period as of a moment at which its price changes: of an average over time the part of it until then. A level
+-- counts from the hour on in which the period begins (_billable).
 CREATE FUNCTION billing._figure_closed(own text, what text, period tstzrange, at timestamptz) RETURNS numeric
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE m.aggregation WHEN 'time_weighted'
-                THEN trim_scale(round(b.figure * extract(epoch FROM $4 - lower($3)) / extract(epoch FROM upper($3) - lower($3)),
-                                      m.scale))
+                THEN trim_scale(round(b.figure * extract(epoch FROM $4 - h.starts) / extract(epoch FROM upper($3) - h.starts), m.scale))
                 ELSE b.figure END
-      FROM billing.metrics m, billing._billable($1, $2, tstzrange(lower($3), $4)) b (figure)
+      FROM billing.metrics m, billing._billable($1, $2, tstzrange(lower($3), $4)) b (figure),
+           date_trunc('hour', lower($3), 'UTC') h (starts)
      WHERE m.name = $2
 $$;
 
