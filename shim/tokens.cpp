@@ -200,8 +200,8 @@ Session Tokens::verify(std::string_view token, std::int64_t now) const {
         const Members members(said);
         const auto tenant = members.text("sub");
         const auto expires = date(members, "exp"), from = date(members, "nbf"), made = date(members, "iat");
-        if (!tenant || tenant->empty() || !expires || !is_for_us(said) || from.value_or(0) > now + kSkew ||
-            made.value_or(0) > now + kSkew || *expires > now + kLongest + kSkew)
+        if (!tenant || tenant->empty() || !expires || !made || !is_for_us(said) ||
+            from.value_or(0) > now + kSkew || *made > now + kSkew || *expires - *made > kLongest)
             throw bad_token();
         if (*expires <= now)
             throw Problem(401, "token_expired", "The token has expired: get another one.", "Authorization");

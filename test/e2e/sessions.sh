@@ -22,7 +22,7 @@ token() {
     text=$(printf %s "$1" | base64url).$(printf %s "$2" | base64url)
     echo "$text.$(printf %s "$text" | "${@:3}" | base64url)"
 }
-claims() { echo "{\"sub\":\"${1:-acme}\",\"aud\":\"pg_billing\",\"scope\":\"usage:read\",\"exp\":$(($(date +%s) + ${2:-60}))}"; }
+claims() { echo "{\"sub\":\"${1:-acme}\",\"aud\":\"pg_billing\",\"scope\":\"usage:read\",\"iat\":$(($(date +%s) - 5)),\"exp\":$(($(date +%s) + ${2:-60}))}"; }
 theirs() { openssl dgst -sha256 -sign "$RUN/theirs.key" -binary; }
 ours() { openssl dgst -sha256 -hmac "$(<"$RUN/token.secret")" -binary; }
 

@@ -20,7 +20,8 @@ constexpr std::int64_t kNow = 1'700'000'000;
 // Written in the corpus: signed with the secret below for an hour from kNow on.
 constexpr std::string_view kMade =
     "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiJhY21lIiwiYXVkIjoicGdfYmlsbGluZyIsInNjb3BlI"
-    "joidXNhZ2U6cmVhZCIsImV4cCI6MTcwMDAwMzYwMH0.Ml9PF_mCfZavsSJdfa_3U6ybHK3Bn3pHvNUsUNi6qo4";
+    "joidXNhZ2U6cmVhZCIsImlhdCI6MTcwMDAwMDAwMCwiZXhwIjoxNzAwMDAzNjAwfQ.ce5HGLlo3esHTQ6FCKMWbZOj"
+    "FIlWaBAQXi0NaKv3vMM";
 
 const Tokens &tokens() {
     static const Tokens tokens = [] {

@@ -64,8 +64,8 @@ class TokensTest : public ::testing::Test {
         }
     }
     static std::string claims(std::int64_t expires = kNow + 60, const std::string &more = "") {
-        return R"({"sub":"acme","aud":"pg_billing","scope":"usage:read","exp":)" + std::to_string(expires) +
-               more + "}";
+        return R"({"sub":"acme","aud":"pg_billing","scope":"usage:read","iat":)" +
+               std::to_string(expires - 60) + R"(,"exp":)" + std::to_string(expires) + more + "}";
     }
 };
 
@@ -108,21 +108,28 @@ TEST_F(TokensTest, AreSignedByAKnownSecretAndInNoOtherWay) {
 }
 
 TEST_F(TokensTest, SayWhoseTheyAreForUsAndForAnHourAtMost) {
-    EXPECT_EQ(code(with_claims(claims(kNow + 60, R"(,"iat":1,"nbf":1,"jti":"x","other":[{}])"))), "acme");
-    EXPECT_EQ(code(with_claims(R"({"sub":"acme","aud":["x","pg_billing"],"exp":1900000060})")), "acme");
+    EXPECT_EQ(code(with_claims(claims(kNow + 60, R"(,"nbf":1,"jti":"x","other":[{}])"))), "acme");
+    EXPECT_EQ(
+        code(with_claims(R"({"sub":"acme","aud":["x","pg_billing"],"iat":1900000000,"exp":1900000060})")),
+        "acme");
     for (const std::string &wrong :
-         {std::string(R"({"aud":"pg_billing","exp":1900000060})"),
-          std::string(R"({"sub":"acme","exp":1900000060})"),
-          std::string(R"({"sub":"","aud":"pg_billing","exp":1900000060})"),
-          std::string(R"({"sub":7,"aud":"pg_billing","exp":1900000060})"),
-          std::string(R"({"sub":"acme","aud":"other","exp":1900000060})"),
+         {std::string(R"({"aud":"pg_billing","iat":1900000000,"exp":1900000060})"),
+          std::string(R"({"sub":"acme","iat":1900000000,"exp":1900000060})"),
+          std::string(R"({"sub":"","aud":"pg_billing","iat":1900000000,"exp":1900000060})"),
+          std::string(R"({"sub":7,"aud":"pg_billing","iat":1900000000,"exp":1900000060})"),
+          std::string(R"({"sub":"acme","aud":"other","iat":1900000000,"exp":1900000060})"),
           std::string(R"({"sub":"acme","aud":"pg_billing"})"),
-          std::string(R"({"sub":"acme","sub":"bolt","aud":"pg_billing","exp":1900000060})"),
+          std::string(R"({"sub":"acme","sub":"bolt","aud":"pg_billing","iat":1900000000,"exp":1900000060})"),
           std::string(R"({"sub":"acme","aud":"pg_billing","exp":"soon"})"),
           std::string(R"({"sub":"acme","aud":"pg_billing","exp":1e99})"),
-          std::string("{\"sub\":\"ac\\u0000me\",\"aud\":\"pg_billing\",\"exp\":1900000060}"),
-          std::string("[]"), std::string("nothing"), claims(kNow + 3661),
-          claims(kNow + 60, ",\"nbf\":1900000100"), claims(kNow + 60, ",\"iat\":1900000100")})
+          std::string(
+              "{\"sub\":\"ac\\u0000me\",\"aud\":\"pg_billing\",\"iat\":1900000000,\"exp\":1900000060}"),
+          std::string("[]"), std::string("nothing"), claims(kNow + 181),
+          claims(kNow + 60, ",\"nbf\":1900000100"),
+          // of a day, in its last hour; of an hour and a second; made nobody knows when
+          std::string(R"({"sub":"acme","aud":"pg_billing","iat":1899913660,"exp":1900000060})"),
+          std::string(R"({"sub":"acme","aud":"pg_billing","iat":1900000000,"exp":1900003601})"),
+          std::string(R"({"sub":"acme","aud":"pg_billing","exp":1900000060})")})
         EXPECT_EQ(code(with_claims(wrong)), "invalid_token") << wrong;
     EXPECT_EQ(code(with_claims(claims(kNow))), "token_expired");
 }
