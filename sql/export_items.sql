@@ -35,12 +35,16 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
       FROM jsonb_populate_record(NULL::billing.subscriptions, $1) s
 $$;
 
--- Makes the rows of the periods that a subscription has begun, also of those that were missed.
+-- Makes the rows of the periods that a subscription has begun, also of those that were missed. A period that Stripe has begun later
+-- than it was begun here takes the other one's place.
 CREATE FUNCTION billing._begin_item_periods(subscription jsonb) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     s billing.subscriptions := jsonb_populate_record(NULL::billing.subscriptions, subscription);
 BEGIN
+    UPDATE billing.item_periods x SET terms = NULL
+     WHERE x.tenant_id = s.tenant_id AND x.subscription_id = s.id AND x.terms IS NOT NULL
+       AND x.period_start < s.current_period_start AND x.period_end > s.current_period_start;
     WHILE billing._bills_items(subscription) LOOP
         INSERT INTO billing.item_periods (tenant_id, subscription_id, metric, period_start, period_end, terms, due_at)
         SELECT s.tenant_id, s.id, p.metric, lower(n.period), upper(n.period), p.terms, upper(n.period) + interval '30 minutes'
@@ -82,7 +86,8 @@ CREATE FUNCTION billing._close_item_periods(before jsonb, after jsonb) RETURNS v
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     s billing.subscriptions := jsonb_populate_record(NULL::billing.subscriptions, after);
-    at timestamptz := coalesce(s.ended_at, s.paused_at, billing.now());
+    -- by Stripe's clock the period may have begun a little later
+    at timestamptz := greatest(coalesce(s.ended_at, s.paused_at, billing.now()), (before ->> 'current_period_start')::timestamptz);
     runs boolean := s.ended_at IS NULL AND s.paused_at IS NULL;
     -- of an end that comes from Stripe, Stripe has decided what is billed of it
     bills boolean := s.ended_at IS NULL OR s.end_invoices AND s.stripe_status NOT IN ('canceled', 'incomplete_expired');

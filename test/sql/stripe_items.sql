@@ -17,8 +17,9 @@ CREATE FUNCTION answer(tenant text, kind text, subject text, params jsonb) RETUR
                                    FROM billing.late_usage l WHERE l.tenant_id = tenant AND l.unattached)))
                      ELSE plain_answer(tenant, kind, subject, params) END
 $$;
+-- without decimals, and of levels, which go on with the clock, without the last digit
 CREATE VIEW items AS
-    SELECT o.tenant_id, regexp_replace(o.params ->> 'description', '\.\d+', '') AS description, o.params -> 'amount' AS amount, o.params ->> 'invoice' AS invoice, o.params ? 'subscription' AS of_subscription
+    SELECT o.tenant_id, regexp_replace(o.params ->> 'description', '\.\d+', '') AS description, round((o.params ->> 'amount')::numeric, CASE WHEN o.params ->> 'description' ~ 'Storage' THEN -1 ELSE 0 END) AS amount, o.params ->> 'invoice' AS invoice, o.params ? 'subscription' AS of_subscription
       FROM billing.stripe_outbox o WHERE o.kind = 'late_item_create' ORDER BY o.tenant_id, o.id;
 -- a draft at Stripe that ends a period
 CREATE PROCEDURE draft(tenant text, status text DEFAULT 'draft') LANGUAGE sql AS $$
@@ -45,7 +46,7 @@ SELECT billing.run_rollup() > 0 AS rolled_up;
 SELECT metric, quantity, amount FROM billing.get_upcoming_invoice('acme') WHERE metric = 'api_calls';
 
 -- a change of plan bills what was used before, at the price of then, and what comes later at the new one
-CALL travel_to('2030-02-14 12:00+00');
+CALL travel_to('2030-02-14 12:10+00');
 SELECT billing.update_subscription('bolt', 'enterprise');
 SELECT billing.update_subscription('core', 'enterprise', 'none');
 SELECT FROM unnest('{bolt,core}'::text[]) t, billing.record_usage(t, 'api_calls', 1000) \g /dev/null
@@ -54,7 +55,7 @@ SELECT billing._stripe_plan() > 0 AS planned;
 SELECT DISTINCT kind FROM billing.stripe_outbox WHERE tenant_id = 'bolt' AND state = 'waiting';
 CALL stripe();
 SELECT * FROM items;
-SELECT metric, trunc(quantity) AS quantity, amount, kind FROM billing.get_upcoming_invoice('bolt') WHERE metric IN ('api_calls', 'storage_gb');
+SELECT metric, trunc(quantity) AS quantity, round(amount, -1) AS amount, kind FROM billing.get_upcoming_invoice('bolt') WHERE metric IN ('api_calls', 'storage_gb');
 SELECT tenant_id, metric, terms #> '{tiers,0,unit_amount}' AS price, trunc(quantity) AS quantity FROM billing.price_changes
  WHERE metric IN ('api_calls', 'storage_gb') ORDER BY 1, 2;
 -- an end at once, and a pause
@@ -98,7 +99,7 @@ CALL settle('acme', 'late_item_create', :'late', 'failed', '{"error": {"code": "
 SELECT billing._stripe_plan();
 SELECT kind, subject FROM billing.stripe_outbox WHERE tenant_id = 'acme' AND state = 'waiting';
 CALL stripe();
-SELECT amount, invoice, of_subscription FROM items WHERE tenant_id = 'acme' AND amount = '20';
+SELECT amount, invoice, of_subscription FROM items WHERE tenant_id = 'acme' AND amount = 20;
 SELECT count(*) FROM billing.stripe_dead_letter;
 
 -- an end with the period: no invoice of the subscription is to come, so its items get one, which tells what they are for
@@ -119,7 +120,7 @@ CALL stripe();
 SELECT count(*) FROM billing.stripe_outbox WHERE kind = 'item_invoice_create';
 
 -- a tenant's own price; a pause bills nothing, and what it has cut short stays closed
-CALL travel_to('2030-04-05 12:00+00');
+CALL travel_to('2030-04-05 12:10+00');
 SELECT billing.set_price('acme', 'api_calls', '2');
 CALL stripe();
 SELECT metric, quantity, terms #> '{tiers,0,unit_amount}' AS price, next_terms #> '{tiers,0,unit_amount}' AS next FROM billing.price_changes WHERE tenant_id = 'acme';
@@ -127,8 +128,11 @@ SELECT FROM billing.record_usage('acme', 'api_calls', 3) \g /dev/null
 SELECT billing.pause_subscription('acme');
 CALL stripe();
 SELECT FROM billing.record_usage('acme', 'api_calls', 500000) \g /dev/null
-CALL travel_to('2030-04-10 12:00+00');
+-- resumed here in the hour before Stripe does: that one's period counts
+CALL travel_to('2030-04-10 11:50+00');
 SELECT billing.resume_subscription('acme');
+SELECT billing._stripe_plan() > 0 AS planned;
+CALL travel_to('2030-04-10 12:10+00');
 CALL stripe();
 SELECT billing.update_subscription('acme', 'enterprise');
 CALL stripe();
@@ -139,7 +143,7 @@ SELECT FROM billing.create_customer('eve', 'Eve', 'a@a.example', stripe => true)
 SELECT FROM billing.create_subscription('eve', 'standard', 'send_invoice', 30, trial_days => 3) \g /dev/null
 CALL stripe();
 SELECT FROM billing.record_usage('eve', 'api_calls', 900000) \g /dev/null
-CALL travel_to('2030-04-14 12:00+00');
+CALL travel_to('2030-04-14 12:10+00');
 CALL stripe();
 SELECT metric, period_start FROM billing.item_periods WHERE tenant_id = 'eve' ORDER BY 1;
 SELECT count(*) AS of_the_trial FROM billing.late_usage WHERE tenant_id = 'eve';
