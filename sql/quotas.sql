@@ -139,7 +139,7 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT q.tenant, q.metric_name, lower(q.period), upper(q.period), q.quota, q.cap, q.grace
       FROM billing.metrics m, billing._quota_in_force($1, m.name, billing.now()) q
      WHERE q.tenant IS NOT NULL
-     ORDER BY m.name
+     ORDER BY lower(q.period), m.name     -- as the rollup does
     ON CONFLICT ON CONSTRAINT usage_quotas_pkey
     DO UPDATE SET period_end = excluded.period_end, quota = excluded.quota, cap = excluded.cap, grace = excluded.grace
 $$;

@@ -49,7 +49,7 @@ BEGIN
           FROM (SELECT c.tenant_id, c.metric, c.period_start, sum(c.quantity) AS quantity, max(c.hour) AS hour
                   FROM counted c GROUP BY 1, 2, 3) g,
                LATERAL billing._quota_in_force(g.tenant_id, g.metric, greatest(g.hour, g.period_start)) q
-         ORDER BY g.tenant_id, g.metric     -- as set_quota() does, beside which this runs
+         ORDER BY g.tenant_id, g.period_start, g.metric     -- as _refresh_quotas() does, beside which this runs
         ON CONFLICT ON CONSTRAINT usage_quotas_pkey
         DO UPDATE SET used = u.used + excluded.used
         RETURNING *

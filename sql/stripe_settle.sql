@@ -102,7 +102,9 @@ BEGIN
     IF verdict = 'delivered' AND request.kind <> 'meter_event' THEN
         BEGIN
             PERFORM billing._stripe_apply(to_jsonb(request), response);
-        EXCEPTION WHEN OTHERS THEN      -- an answer nobody can make sense of must not hold up all others
+        EXCEPTION WHEN transaction_rollback OR lock_not_available OR insufficient_resources THEN
+            RAISE;                      -- not the answer's fault: it is asked for again
+        WHEN OTHERS THEN                -- an answer nobody can make sense of must not hold up all others
             verdict := 'failed';
             complaint := format('the answer could not be applied: %s', SQLERRM);
             UPDATE billing.stripe_outbox o SET state = verdict, error = complaint
@@ -131,7 +133,7 @@ BEGIN
 END $$;
 
 -- Settles many attempts, an object with the arguments of _stripe_settle each. Most are of meter events that were delivered: those
--- at once.
+-- at once. The others tenant by tenant, in the order in which the rollup, beside which this runs, takes their rows.
 CREATE FUNCTION billing._stripe_settle_all(settlements jsonb) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
@@ -154,5 +156,7 @@ BEGIN
     PERFORM billing._stripe_settle(s.tenant_id, s.id, s.attempt, s.outcome, s.http_status, s.response, s.error, s.retry_in)
        FROM jsonb_to_recordset(settlements) s (tenant_id text, id bigint, attempt int, outcome text, http_status int, response jsonb,
                                                error text, retry_in interval)
-      WHERE s.id <> ALL (coalesce(ids, '{}'));
+      WHERE s.id <> ALL (coalesce(ids, '{}'))
+      ORDER BY coalesce(nullif(s.tenant_id, ''),
+                        billing._webhook_tenant('', '', coalesce(s.response ->> 'customer', s.response ->> 'id'))) COLLATE "C", s.id;
 END $$;
