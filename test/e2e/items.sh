@@ -24,9 +24,8 @@ sync_until "SELECT bool_and(stripe_plan = plan AND stripe_cancels = cancel_at_pe
 use 20
 
 period_end=$(sql 'SELECT extract(epoch FROM max(current_period_end))::bigint FROM billing.subscriptions')
-clock_to $((period_end - 1))
-# What the usage comes to, metric by metric, where that is anything.
-told() { sql "SELECT string_agg(metric || ' ' || amount, ', ' ORDER BY metric) FROM (SELECT metric, sum(amount) AS amount FROM billing.get_upcoming_invoice('$1') WHERE metric IS NOT NULL GROUP BY 1 HAVING sum(amount) <> 0) i"; }
+# What the usage comes to just before the period's end, metric by metric, where that is anything.
+told() { sql "SET pg_billing.time_shift = $((period_end - 2 - $(date +%s))); SELECT string_agg(metric || ' ' || amount, ', ' ORDER BY metric) FROM (SELECT metric, sum(amount) AS amount FROM billing.get_upcoming_invoice('$1') WHERE metric IS NOT NULL GROUP BY 1 HAVING sum(amount) <> 0) i"; }
 stays=$(told stays) ends=$(told ends) grows=$(told grows)
 clock_to $((period_end + 600))
 sync_until "SELECT count(*) = 2 FROM billing.invoices WHERE status = 'draft' AND created_at > '2030-02-20'"
