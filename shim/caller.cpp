@@ -17,12 +17,6 @@ bool equal_ignoring_case(std::string_view a, std::string_view b) {
                       [](unsigned char x, unsigned char y) { return std::tolower(x) == std::tolower(y); });
 }
 
-std::string_view trim(std::string_view text) {
-    const auto first = text.find_first_not_of(" \t");
-    return first == text.npos ? std::string_view()
-                              : text.substr(first, text.find_last_not_of(" \t") - first + 1);
-}
-
 // Returns the key from "Authorization: Bearer" (RFC 6750) or X-API-Key.
 std::string_view presented_key(const http::Request &request) {
     if (const auto authorization = request.field("authorization")) {
@@ -66,6 +60,17 @@ std::optional<Session> session_of(const Call &call) {
 
 }  // namespace
 
+std::optional<Caller> caller_of(const Call &call) {
+    try {
+        if (auto session = session_of(call))
+            return Caller{std::move(session->tenant), true};
+        const Credential key = credential(call);
+        return Caller{key.key_sha256 + " " + key.tenant.value_or(""), false};
+    } catch (const Problem &) {
+        return std::nullopt;  // the endpoint will say so
+    }
+}
+
 Credential credential(const Call &call) {
     const std::string_view key = presented_key(call.request);
     if (session_of(call))
@@ -85,6 +90,12 @@ Statement begin_request(const Call &call, std::string scope) {
     Credential caller = credential(call);
     return {"SELECT billing.begin_request($1::bytea, $2::text, $3::text)",
             {std::move(caller.key_sha256), std::move(caller.tenant), std::move(scope)}};
+}
+
+std::string_view trim(std::string_view text) {
+    const auto first = text.find_first_not_of(" \t");
+    return first == text.npos ? std::string_view()
+                              : text.substr(first, text.find_last_not_of(" \t") - first + 1);
 }
 
 std::string media_type(std::string_view content_type) {

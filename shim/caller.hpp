@@ -27,12 +27,24 @@ struct Credential {
     bool operator==(const Credential &) const = default;
 };
 
+// Who calls, as far as it can be told without asking the database: a token's tenant, or a key, valid or not, and the tenant it names.
+struct Caller {
+    std::string name;
+    bool by_token = false;
+};
+
+// Returns nothing if the request presents neither, or a token that is not valid.
+std::optional<Caller> caller_of(const Call &call);
+
 // Returns the key of a request. Throws Problem 401 without one, 403 if it is a token, 400 if X-Tenant-Id is not UTF-8.
 Credential credential(const Call &call);
 
 // Returns the statement that must precede the others of a request. Throws as credential() does, and Problem 401 or 403 for a
 // token that is not valid or lacks the scope.
 Statement begin_request(const Call &call, std::string scope);
+
+// Returns a text without the blanks around it.
+std::string_view trim(std::string_view text);
 
 // Returns a content type's media type in lower case, nothing if its charset is not UTF-8.
 std::string media_type(std::string_view content_type);

@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "shim/browser.hpp"
+#include "shim/throttle.hpp"
 
 namespace pg_billing::shim {
 
@@ -91,6 +92,35 @@ Config read_config(int argc, char **argv) {
             return is_origin(origin) ? ""
                                      : "an origin is a scheme, a host and a port, if it is not the usual one";
         });
+    app.add_option("--tenant-rate", config.tenant_rate,
+                   "requests a second about subscriptions, invoices and sessions, and with a token, that a "
+                   "tenant may make; 0: any number")
+        ->envname("PG_BILLING_SHIM_TENANT_RATE")
+        ->check(CLI::Range(0.0, 1e6))
+        ->capture_default_str();
+    app.add_option("--address-rate", config.address_rate, "the same for the address of a client")
+        ->envname("PG_BILLING_SHIM_ADDRESS_RATE")
+        ->check(CLI::Range(0.0, 1e6))
+        ->capture_default_str();
+    app.add_option("--address-connections", config.address_connections,
+                   "connections that an address may have, of 1000 in all; 0: any number")
+        ->envname("PG_BILLING_SHIM_ADDRESS_CONNECTIONS")
+        ->check(CLI::Range(0, 1000))
+        ->capture_default_str();
+    app.add_option("--trusted-proxy", config.trusted_proxies,
+                   "addresses or networks that have no limits, and whose X-Forwarded-For is believed")
+        ->envname("PG_BILLING_SHIM_TRUSTED_PROXY")
+        ->delimiter(',')
+        ->allow_extra_args(false)
+        ->check([](const std::string &network) {
+            try {
+                Networks({network});
+                return "";
+            } catch (const std::exception &) {
+                return "this is neither an address nor a network";
+            }
+        })
+        ->capture_default_str();
     app.add_option("--wait-seconds", wait, "how long an answer waits for Stripe")
         ->envname("PG_BILLING_SHIM_WAIT_SECONDS")
         ->check(CLI::Range(0.0, 300.0))

@@ -18,6 +18,9 @@ struct Config {
     std::vector<std::string> webhook_secret_files, token_secret_files, token_key_files;
     std::string tls_certificate, tls_key;
     std::vector<std::string> cors_origins;
+    double tenant_rate = 20, address_rate = 50;
+    std::size_t address_connections = 250;
+    std::vector<std::string> trusted_proxies{"127.0.0.0/8", "::1"};
     std::chrono::milliseconds wait{10'000};
     std::size_t queue_events = 20'000, queue_mib = 64;
     std::chrono::milliseconds drain{25'000};

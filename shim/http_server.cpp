@@ -35,6 +35,7 @@ using TlsStream = beast::ssl_stream<beast::tcp_stream>;
 // What stop() must know of a connection: where its socket is, and whether it is between two requests.
 struct Connection {
     tcp::socket *socket;
+    std::string peer;
     bool idle = true;
 };
 
@@ -121,6 +122,13 @@ struct Server::Impl : std::enable_shared_from_this<Impl> {
         return response;
     }
 
+    // A few hundred connections are counted in no time.
+    bool has_enough(const std::string &peer) const {
+        return options.max_connections_of_peer > 0 && !(options.unlimited && options.unlimited(peer)) &&
+               static_cast<std::size_t>(std::ranges::count(connections, peer, &Connection::peer)) >=
+                   options.max_connections_of_peer;
+    }
+
     awaitable<void> accept_loop() {
         while (!stopping) {
             if (connections.size() >= options.max_connections) {
@@ -146,14 +154,17 @@ struct Server::Impl : std::enable_shared_from_this<Impl> {
         socket.set_option(tcp::no_delay(true), error);
         const auto remote = socket.remote_endpoint(error);
         const std::string peer = error ? std::string() : remote.address().to_string();
+        if (self->has_enough(peer))
+            co_return;
         beast::tcp_stream stream(std::move(socket));
-        const auto entry = self->connections.insert(self->connections.end(), Connection{&stream.socket()});
+        const auto entry =
+            self->connections.insert(self->connections.end(), Connection{&stream.socket(), peer});
         const std::shared_ptr<void> at_end(nullptr, [self, entry](void *) {
             self->connections.erase(entry);
             self->changed.cancel();
         });
         if (!self->tls) {
-            co_await self->serve(stream, *entry, peer);
+            co_await self->serve(stream, *entry);
             stream.socket().shutdown(tcp::socket::shutdown_send, error);
         } else {
             TlsStream secure(std::move(stream), *self->tls);
@@ -161,7 +172,7 @@ struct Server::Impl : std::enable_shared_from_this<Impl> {
             secure.next_layer().expires_after(self->options.timeout);
             co_await secure.async_handshake(asio::ssl::stream_base::server, with_error(error));
             if (!error) {
-                co_await self->serve(secure, *entry, peer);
+                co_await self->serve(secure, *entry);
                 secure.next_layer().expires_after(milliseconds(1000));
                 co_await secure.async_shutdown(with_error(error));
             }
@@ -169,7 +180,7 @@ struct Server::Impl : std::enable_shared_from_this<Impl> {
     }
 
     template <class Stream>
-    awaitable<void> serve(Stream &stream, Connection &entry, const std::string &peer) {
+    awaitable<void> serve(Stream &stream, Connection &entry) {
         beast::flat_buffer buffer;
         while (!stopping) {
             auto &lowest = beast::get_lowest_layer(stream);
@@ -222,7 +233,7 @@ struct Server::Impl : std::enable_shared_from_this<Impl> {
             const bool no_body = head.method() == bhttp::verb::head;
             bool keep_alive = head.keep_alive();
             lowest.expires_never();
-            Response response = co_await answer(to_request(parser.release(), peer));
+            Response response = co_await answer(to_request(parser.release(), entry.peer));
             if (response.hang_up) {
                 lowest.close();
                 co_return;

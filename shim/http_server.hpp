@@ -50,7 +50,9 @@ struct Options {
     std::size_t body_limit = 1 << 20;
     std::size_t bodies_limit = 256u << 20;  // of all requests that are being read or answered; beyond it: 503
     std::size_t header_limit = 16 << 10;
-    std::size_t max_connections = 1000;  // more wait in the listen queue
+    std::size_t max_connections = 1000;       // more wait in the listen queue
+    std::size_t max_connections_of_peer = 0;  // of one address; more are closed at once; 0: any number
+    std::function<bool(const std::string &peer)> unlimited;  // whom that does not hold for
     std::chrono::milliseconds timeout{
         30'000};                             // for a whole request to arrive, an answer to leave, or idleness
     std::string certificate_file, key_file;  // PEM; both set: TLS 1.2 or later

@@ -13,6 +13,7 @@
 #include "shim/http_server.hpp"
 #include "shim/log.hpp"
 #include "shim/problem.hpp"
+#include "shim/throttle.hpp"
 
 namespace pg_billing::shim {
 
@@ -69,7 +70,9 @@ void serve(const Config &config) {
     recorder_options.waiting_bytes = config.queue_mib << 20;
     Recorder recorder(context, database, recorder_options);
     const BrowserRules browsers{config.cors_origins, !config.tls_certificate.empty()};
-    Router router(browsers, &tokens, config.log_requests);
+    const Networks trusted(config.trusted_proxies);
+    Throttle throttle(config.tenant_rate, config.address_rate, trusted);
+    Router router(browsers, &tokens, config.log_requests, &throttle);
     add_endpoints(router, {database, recorder, secrets, tokens, {context, config.wait}});
 
     http::Options options;
@@ -77,6 +80,8 @@ void serve(const Config &config) {
     options.port = config.only_check ? 0 : config.port;  // which the server that is running may have
     options.certificate_file = config.tls_certificate;
     options.key_file = config.tls_key;
+    options.max_connections_of_peer = config.address_connections;
+    options.unlimited = [&trusted](const std::string &peer) { return trusted.contain(peer); };
     options.refuse = [&browsers](unsigned status) {
         http::Response response = to_response(server_problem(status));
         add_security_fields(response, browsers);

@@ -6,6 +6,7 @@
 
 #include "shim/log.hpp"
 #include "shim/problem.hpp"
+#include "shim/throttle.hpp"
 #include "shim/trace.hpp"
 
 namespace pg_billing::shim {
@@ -139,6 +140,8 @@ awaitable<http::Response> Router::dispatch(http::Request request, std::string_vi
         matched = route.pattern;
         call.request = std::move(request);
         call.captures = std::move(*captures);
+        if (throttle_)
+            throttle_->charge(call, route.pattern);
         co_return co_await route.endpoint(call);
     }
     if (allowed.empty())

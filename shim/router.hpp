@@ -23,11 +23,14 @@ struct Call {
 
 using Endpoint = std::function<boost::asio::awaitable<http::Response>(const Call &)>;
 
+class Throttle;
+
 class Router {
   public:
-    // Logs every request, or only those that fail for a cause that is not the client's.
-    explicit Router(BrowserRules browsers = {}, const Tokens *tokens = nullptr, bool log_requests = false)
-        : browsers_(std::move(browsers)), tokens_(tokens), log_requests_(log_requests) {}
+    // Logs every request, or only those that fail for a cause that is not the client's. Without a throttle there is no limit.
+    explicit Router(BrowserRules browsers = {}, const Tokens *tokens = nullptr, bool log_requests = false,
+                    Throttle *throttle = nullptr)
+        : browsers_(std::move(browsers)), tokens_(tokens), log_requests_(log_requests), throttle_(throttle) {}
 
     // Adds an endpoint, of any method if that is "*"; a segment of the pattern that starts with ':' matches any one
     // segment, a last one of "*" all that is left. The first that fits answers.
@@ -52,6 +55,7 @@ class Router {
     BrowserRules browsers_;
     const Tokens *tokens_;
     bool log_requests_;
+    Throttle *throttle_;
     std::vector<Route> routes_;
 };
 

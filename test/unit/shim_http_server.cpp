@@ -203,6 +203,44 @@ TEST_F(HttpServer, ClosesASlowRequest) {
     EXPECT_EQ(exchange("GET / HTTP/1.1\r\nHo"), "");
 }
 
+TEST_F(HttpServer, ClosesARequestThatTricklesIn) {
+    Options options;
+    options.timeout = std::chrono::milliseconds(100);
+    start(options);
+    tcp::socket socket = connect();
+    boost::system::error_code error;
+    asio::write(socket, asio::buffer(std::string("GET / HTTP/1.1\r\nHost: ")));
+    // Ends by the limit of time, or else by that of the size, which is answered.
+    for (int i = 0; i < 20'000 && !error; ++i) {
+        asio::write(socket, asio::buffer("h", 1), error);
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    EXPECT_EQ(rest(socket), "");
+}
+
+TEST_F(HttpServer, OneAddressGetsNotAllConnections) {
+    Options options;
+    options.max_connections_of_peer = 1;
+    options.unlimited = [](const std::string &peer) { return peer != "127.0.0.1"; };
+    start(options);
+    const std::string request = "GET /1 HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
+    tcp::socket first = connect();
+    std::string answer(12, '\0');
+    asio::write(first, asio::buffer(std::string("GET /1 HTTP/1.1\r\nHost: h\r\n\r\n")));
+    asio::read(first, asio::buffer(answer));
+    EXPECT_EQ(exchange(request), "");
+    tcp::socket other(client_, {asio::ip::make_address_v4("127.0.0.2"), 0});
+    other.connect({asio::ip::address_v4::loopback(), port_});
+    asio::write(other, asio::buffer(request));
+    EXPECT_EQ(status_of(rest(other)), "HTTP/1.1 200");
+    asio::write(first, asio::buffer(request));  // one that it has goes on
+    EXPECT_NE(rest(first).find("GET /1"), std::string::npos);
+    std::string again;
+    while (again.empty())  // the place is free once the server has noticed
+        again = exchange(request);
+    EXPECT_EQ(status_of(again), "HTTP/1.1 200");
+}
+
 TEST_F(HttpServer, MoreConnectionsThanAllowedWaitTheirTurn) {
     Options options;
     options.max_connections = 1;
