@@ -1,0 +1,2 @@
+CREATE EXTENSION pg_billing;
+SELECT billing.install();
