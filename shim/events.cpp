@@ -89,7 +89,7 @@ Problem Post::problem_of(const Recorded &recorded) const {
     return problem;
 }
 
-http::Response Post::answer(const std::vector<Recorded> &recorded) const {
+http::Response Post::answer(const std::vector<Recorded> &recorded, Rejections &rejections) const {
     if (!many_) {
         if (is_rejected(recorded.at(0)))
             throw problem_of(recorded[0]);
@@ -119,6 +119,8 @@ http::Response Post::answer(const std::vector<Recorded> &recorded) const {
             item["idempotencyKey"] = *results[i].idempotency_key;
         item["status"] = results[i].status;
         if (!results[i].reason.empty()) {
+            if (rejections.count++ == 0)
+                rejections.code = results[i].code;
             item["reason"] = results[i].reason;
             item["code"] = results[i].code;
         }

@@ -26,6 +26,12 @@ struct Recorded {
     Row decision;
 };
 
+// How many events of a request were rejected, and the code of the first.
+struct Rejections {
+    std::size_t count = 0;
+    std::string code;
+};
+
 // A request to record usage: the events that go to the database, and the results of those that do not.
 //
 // An event of many that cannot be read is rejected by itself; the others are recorded all the same.
@@ -38,8 +44,8 @@ class Post {
     // Hands out the readable events, in the order given.
     std::vector<Event> take_events() { return std::move(events_); }
 
-    // Returns the answer, of what became of them. Throws a Problem or PgFailure if that is none.
-    http::Response answer(const std::vector<Recorded> &recorded) const;
+    // Returns the answer, of what became of them, and tells which of many were rejected. Throws a Problem or PgFailure if that is none.
+    http::Response answer(const std::vector<Recorded> &recorded, Rejections &rejections) const;
 
   private:
     struct Result {

@@ -2,6 +2,7 @@
 #include "shim/decision.hpp"
 #include "shim/endpoints.hpp"
 #include "shim/events.hpp"
+#include "shim/log.hpp"
 #include "shim/problem.hpp"
 #include "shim/query.hpp"
 
@@ -46,7 +47,14 @@ awaitable<http::Response> post_events(Recorder &recorder, const Call &call) {
     refuse_query(call.request);
     Credential caller = credential(call);
     Post post(call.request);
-    co_return post.answer(co_await recorder.record(std::move(caller), post.take_events()));
+    const auto recorded = co_await recorder.record(std::move(caller), post.take_events());
+    Rejections rejections;
+    http::Response response = post.answer(recorded, rejections);
+    if (rejections.count > 0)  // who ships a log does not read the answers
+        log("events_rejected", {{"request_id", call.request.field("x-request-id").value_or("")},
+                                {"count", rejections.count},
+                                {"code", rejections.code}});
+    co_return response;
 }
 
 awaitable<http::Response> post_consume(Database &database, const Call &call) {

@@ -11,7 +11,7 @@ packages=(make g++ cmake ninja-build ccache pkg-config curl jq ca-certificates
     "postgresql-$major" "postgresql-server-dev-$major" libpq-dev libboost1.81-dev libssl-dev libcurl4-openssl-dev
     nlohmann-json3-dev libhiredis-dev libxxhash-dev libcli11-dev libgtest-dev redis-server)
 if [[ ${1:-} == @(check|bench|sanitize) ]]; then
-    packages+=(nginx-light libnginx-mod-http-lua lua-nginx-redis caddy clang-format sqlsmith "postgresql-$major-pgtap" libtap-parser-sourcehandler-pgtap-perl libipc-run-perl openssl git prometheus)
+    packages+=(nginx-light libnginx-mod-http-lua lua-nginx-redis caddy syslog-ng-core syslog-ng-mod-http clang-format sqlsmith "postgresql-$major-pgtap" libtap-parser-sourcehandler-pgtap-perl libipc-run-perl openssl git prometheus)
     # A node from elsewhere (nodesource, nvm) conflicts with Debian's.
     command -v node >/dev/null || packages+=(nodejs)
     command -v npm >/dev/null || packages+=(npm)

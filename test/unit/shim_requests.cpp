@@ -294,7 +294,9 @@ TEST(Post, RejectsEventsOneByOne) {
     EXPECT_EQ(events[1].metric, "m2");
     const std::vector<Recorded> recorded = {{"a", {"duplicate", "within_quota"}},
                                             {std::nullopt, {"rejected", "UB011: unknown metric \"m2\""}}};
-    EXPECT_EQ(nlohmann::json::parse(post.answer(recorded).body), nlohmann::json::parse(R"({"results":[
+    Rejections rejections;
+    EXPECT_EQ(nlohmann::json::parse(post.answer(recorded, rejections).body),
+              nlohmann::json::parse(R"({"results":[
         {"ordinal":1,"idempotencyKey":"a","status":"duplicate"},
         {"ordinal":2,"idempotencyKey":"b","status":"rejected","code":"unknown_field","field":"nope",
          "reason":"There is no member \"nope\" here."},
@@ -302,12 +304,15 @@ TEST(Post, RejectsEventsOneByOne) {
          "reason":"A JSON object is expected here."},
         {"ordinal":4,"idempotencyKey":null,"status":"rejected","code":"unknown_metric","field":"metric",
          "reason":"unknown metric \"m2\""}]})"));
+    EXPECT_EQ(rejections.count, 3u);
+    EXPECT_EQ(rejections.code, "unknown_field");
 }
 
 TEST(Post, FailsAsAWholeIfTheRequestLacksATenant) {
     Post post(json_request(R"([{"metric":"m"}])"));
+    Rejections rejections;
     EXPECT_EQ(refusal([&] {
-                  post.answer({{std::nullopt, {"rejected", "UB043: name the tenant"}}});
+                  post.answer({{std::nullopt, {"rejected", "UB043: name the tenant"}}}, rejections);
               }),
               "400 tenant_required");
 }
