@@ -40,7 +40,7 @@ proof:
 soak:
 	test/soak/soak.sh $(SOAK)
 
-# make fuzz [FUZZ='-max_total_time=600 …']: signatures of webhooks and bodies of requests, with libFuzzer; needs clang
+# make fuzz [FUZZ='-max_total_time=600 …']: what reads bytes from outside, with libFuzzer; needs clang
 fuzz:
 	test/fuzz/run.sh $(FUZZ)
 

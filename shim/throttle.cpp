@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <boost/asio/ip/address.hpp>
-#include <ranges>
 
 #include "shim/caller.hpp"
 #include "shim/problem.hpp"
@@ -69,10 +68,10 @@ bool Networks::contain(const std::string &text) const {
 std::optional<std::string> client_address(const http::Request &request, const Networks &trusted) {
     if (!trusted.contain(request.peer))
         return request.peer;
-    for (const auto &[name, value] : std::views::reverse(request.fields)) {
-        if (name != "x-forwarded-for")
+    for (auto field = request.fields.rbegin(); field != request.fields.rend(); ++field) {
+        if (field->first != "x-forwarded-for")
             continue;
-        for (std::string_view rest = value;;) {
+        for (std::string_view rest = field->second;;) {
             const auto comma = rest.rfind(',');
             const std::string address(trim(comma == rest.npos ? rest : rest.substr(comma + 1)));
             if (!parse_address(address))

@@ -30,3 +30,4 @@ fuzz signature stripe/signature.cpp
 fuzz json shim/json.cpp shim/problem.cpp
 fuzz token shim/tokens.cpp shim/secret_file.cpp shim/json.cpp shim/problem.cpp
 fuzz post shim/{events,cloud_events,caller,tokens,secret_file,decision,rate_limit,json,problem,http_request}.cpp
+fuzz key shim/{caller,tokens,secret_file,json,problem,http_request,throttle,trace}.cpp
