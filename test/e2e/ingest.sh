@@ -189,13 +189,14 @@ ask gate ROLLBACK
 shim_on_port
 
 ## Deaths under load
-# load NAME: 32 clients post 100 events each, one at a time, and repeat by the same key what was not acknowledged.
-load() { node "$LIB/post_usage.mjs" "$SHIM_URL" "$ACME" 32 100 "$1" >"$RUN/$1.load" 2>&1; }
+# load NAME: 32 clients post INGEST_EVENTS events each, one at a time, and repeat by the same key what was not acknowledged.
+each=${INGEST_EVENTS:-100} all=$((32 * each))
+load() { node "$LIB/post_usage.mjs" "$SHIM_URL" "$ACME" 32 "$each" "$1" >"$RUN/$1.load" 2>&1; }
 recorded() { [ "$(sql "SELECT count(*) FROM billing.usage_events WHERE idempotency_key LIKE '$1-%'")" -ge "$2" ]; }
 # exact NAME: each event of that load is there, once.
 exact() {
     is "… every event of it counts once" "$(sql "SELECT count(*), count(DISTINCT idempotency_key), sum(quantity) FROM billing.usage_events
-        WHERE idempotency_key LIKE '$1-%'")" '3200|3200|3200'
+        WHERE idempotency_key LIKE '$1-%'")" "$all|$all|$all"
 }
 before=$(sql "SELECT used FROM billing.check_quota('acme', 'llm_tokens')")
 load killed &
@@ -203,7 +204,7 @@ client=$!
 wait_until recorded killed 500
 kill -KILL "$(service_pid shim)"
 ok 'it is killed' not ends 2>/dev/null
-ok 'the kill came in the middle' not recorded killed 3200
+ok 'the kill came in the middle' not recorded killed $all
 shim_on_port
 ok 'the clients of a shim that was killed end' wait $client
 exact killed
@@ -217,7 +218,7 @@ exact crashed
 ok '… which some of them have met' test "$(jq .failed "$RUN/crashed.load")" -gt 0
 ok 'then nothing fails any more' load after
 exact after
-is '… not once' "$(jq -c '[.recorded, .duplicate, .failed]' "$RUN/after.load")" '[3200,0,0]'
-is 'the counter agrees' "$(sql "SELECT used - $before FROM billing.check_quota('acme', 'llm_tokens')")" 9600
+is '… not once' "$(jq -c '[.recorded, .duplicate, .failed]' "$RUN/after.load")" "[$all,0,0]"
+is 'the counter agrees' "$(sql "SELECT used - $before FROM billing.check_quota('acme', 'llm_tokens')")" $((3 * all))
 
 done_testing
