@@ -65,7 +65,7 @@ std::optional<Caller> caller_of(const Call &call) {
         if (auto session = session_of(call))
             return Caller{std::move(session->tenant), true};
         const Credential key = credential(call);
-        return Caller{key.key_sha256 + " " + key.tenant.value_or(""), false};
+        return Caller{*key.key_sha256 + " " + key.tenant.value_or(""), false};
     } catch (const Problem &) {
         return std::nullopt;  // the endpoint will say so
     }
@@ -80,14 +80,20 @@ Credential credential(const Call &call) {
     return {sha256_as_bytea(key), named_tenant(call.request)};
 }
 
+Credential credential_or_token(const Call &call, const std::string &scope) {
+    auto session = session_of(call);
+    if (!session)
+        return credential(call);
+    session->must_have(scope);
+    if (const auto named = named_tenant(call.request); named && *named != session->tenant)
+        throw Problem(403, "tenant_not_permitted", "The token belongs to another tenant.");
+    return {std::nullopt, std::move(session->tenant)};
+}
+
 Statement begin_request(const Call &call, std::string scope) {
-    if (auto session = session_of(call)) {
-        session->must_have(scope);
-        if (const auto named = named_tenant(call.request); named && *named != session->tenant)
-            throw Problem(403, "tenant_not_permitted", "The token belongs to another tenant.");
-        return {"SELECT billing.begin_session($1::text)", {std::move(session->tenant)}};
-    }
-    Credential caller = credential(call);
+    Credential caller = credential_or_token(call, scope);
+    if (!caller.key_sha256)
+        return {"SELECT billing.begin_session($1::text)", {std::move(caller.tenant)}};
     return {"SELECT billing.begin_request($1::bytea, $2::text, $3::text)",
             {std::move(caller.key_sha256), std::move(caller.tenant), std::move(scope)}};
 }

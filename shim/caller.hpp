@@ -21,7 +21,7 @@ inline constexpr char kTenant[] = "current_setting('pg_billing.tenant_id')";
 
 // Who calls: what billing.begin_request() and billing.authenticate() look at.
 struct Credential {
-    std::string key_sha256;  // as PostgreSQL reads a bytea
+    std::optional<std::string> key_sha256;  // as PostgreSQL reads a bytea; absent: a token, verified here
     std::optional<std::string> tenant;
 
     bool operator==(const Credential &) const = default;
@@ -39,8 +39,10 @@ std::optional<Caller> caller_of(const Call &call);
 // Returns the key of a request. Throws Problem 401 without one, 403 if it is a token, 400 if X-Tenant-Id is not UTF-8.
 Credential credential(const Call &call);
 
-// Returns the statement that must precede the others of a request. Throws as credential() does, and Problem 401 or 403 for a
-// token that is not valid or lacks the scope.
+// The same, or of a token its tenant without a key. Throws Problem 401 or 403 for one that is not valid or lacks the scope.
+Credential credential_or_token(const Call &call, const std::string &scope);
+
+// Returns the statement that must precede the others of a request. Throws as credential_or_token() does.
 Statement begin_request(const Call &call, std::string scope);
 
 // Returns a text without the blanks around it.

@@ -6,8 +6,8 @@ void add_endpoints(Router &router, const Services &services) {
     add_health_endpoints(router, services.database);
     add_openapi_endpoint(router);
     add_usage_endpoints(router, services.database, services.recorder);
-    add_quota_endpoints(router, services.database);
-    add_gateway_endpoints(router, services.database);
+    add_quota_endpoints(router, services.database, services.checker);
+    add_gateway_endpoints(router, services.database, services.checker);
     add_reservation_endpoints(router, services.database);
     add_subscription_endpoints(router, services.database, services.patience);
     add_invoice_endpoints(router, services.database, services.patience);

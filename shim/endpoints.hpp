@@ -1,6 +1,7 @@
 // The endpoints of the API, by topic. Each adds its own to the router; what they share is in caller.hpp.
 #pragma once
 
+#include "shim/checker.hpp"
 #include "shim/database.hpp"
 #include "shim/recorder.hpp"
 #include "shim/router.hpp"
@@ -13,6 +14,7 @@ namespace pg_billing::shim {
 struct Services {
     Database &database;
     Recorder &recorder;
+    Checker &checker;
     const WebhookSecrets &secrets;
     const Tokens &tokens;
     Patience patience;
@@ -25,10 +27,10 @@ void add_endpoints(Router &router, const Services &services);
 void add_usage_endpoints(Router &router, Database &database, Recorder &recorder);
 
 // Adds GET quotas and GET check.
-void add_quota_endpoints(Router &router, Database &database);
+void add_quota_endpoints(Router &router, Database &database, Checker &checker);
 
 // Adds gateway/:metric, by any method.
-void add_gateway_endpoints(Router &router, Database &database);
+void add_gateway_endpoints(Router &router, Database &database, Checker &checker);
 
 // Adds POST reservations, and settle and release of one.
 void add_reservation_endpoints(Router &router, Database &database);

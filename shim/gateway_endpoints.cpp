@@ -11,6 +11,7 @@
 //     a 403, whose X-Quota-Status says which status the client is to get.
 //   - What to do while the database cannot decide is an option, too, as a gateway cannot tell such an answer from others.
 #include "shim/caller.hpp"
+#include "shim/checker.hpp"
 #include "shim/decision.hpp"
 #include "shim/endpoints.hpp"
 #include "shim/log.hpp"
@@ -23,8 +24,6 @@ using boost::asio::awaitable;
 
 namespace {
 
-const std::string kAsk =
-    decision_query(std::string("check_quota(") + kTenant + ", $1::text, coalesce($2::numeric, 1))");
 const std::string kTake =
     decision_query(std::string("try_consume(") + kTenant + ", $1::text, coalesce($2::numeric, 1), $3::text)");
 
@@ -61,14 +60,21 @@ Wanted wanted(const Call &call) {
     return wanted;
 }
 
-awaitable<http::Response> decide(Database &database, const Call &call, const Wanted &wanted) {
-    std::vector<Statement> statements{begin_request(call, wanted.consumes ? "usage:write" : "usage:read")};
-    statements.push_back({(wanted.consumes ? kTake : kAsk).c_str(), {wanted.metric, wanted.quantity}});
-    if (wanted.consumes)
-        statements.back().parameters.push_back(wanted.key);
+awaitable<Row> decision(Database &database, Checker &checker, const Call &call, const Wanted &wanted) {
+    if (!wanted.consumes)
+        co_return co_await checker.check(credential_or_token(call, "usage:read"), wanted.metric,
+                                         wanted.quantity);
+    std::vector<Statement> statements{begin_request(call, "usage:write")};
+    statements.push_back({kTake.c_str(), {wanted.metric, wanted.quantity, wanted.key}});
     const Rows rows = co_await database.run(std::move(statements));
-    http::Response response = decision_response(wanted.metric, rows.at(0));
-    response.fields.emplace_back("X-Quota-Reason", rows.at(0).at(kReason).value());
+    co_return rows.at(0);
+}
+
+awaitable<http::Response> decide(Database &database, Checker &checker, const Call &call,
+                                 const Wanted &wanted) {
+    const Row row = co_await decision(database, checker, call, wanted);
+    http::Response response = decision_response(wanted.metric, row);
+    response.fields.emplace_back("X-Quota-Reason", row.at(kReason).value());
     co_return response;
 }
 
@@ -87,10 +93,10 @@ http::Response undecided(const Call &call, const Wanted &wanted, const Problem &
     return response;
 }
 
-awaitable<http::Response> answer(Database &database, const Call &call) {
+awaitable<http::Response> answer(Database &database, Checker &checker, const Call &call) {
     const Wanted wanted = shim::wanted(call);
     try {
-        co_return co_await decide(database, call, wanted);
+        co_return co_await decide(database, checker, call, wanted);
     } catch (const PgFailure &failure) {
         co_return undecided(call, wanted, to_problem(failure), failure.sqlstate, failure.message);
     } catch (const Problem &problem) {
@@ -98,10 +104,10 @@ awaitable<http::Response> answer(Database &database, const Call &call) {
     }
 }
 
-awaitable<http::Response> gateway(Database &database, const Call &call) {
+awaitable<http::Response> gateway(Database &database, Checker &checker, const Call &call) {
     http::Response response;
     try {
-        response = co_await answer(database, call);
+        response = co_await answer(database, checker, call);
     } catch (const Problem &problem) {
         response = to_response(problem);
     }
@@ -115,8 +121,8 @@ awaitable<http::Response> gateway(Database &database, const Call &call) {
 
 }  // namespace
 
-void add_gateway_endpoints(Router &router, Database &database) {
-    const auto ask = [&database](const Call &call) { return gateway(database, call); };
+void add_gateway_endpoints(Router &router, Database &database, Checker &checker) {
+    const auto ask = [&database, &checker](const Call &call) { return gateway(database, checker, call); };
     router.add("*", "/api/billing/gateway/:metric", ask);
     router.add("*", "/api/billing/gateway/:metric/:options/*", ask);
 }

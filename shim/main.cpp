@@ -69,11 +69,12 @@ void serve(const Config &config) {
     recorder_options.waiting_events = config.queue_events;
     recorder_options.waiting_bytes = config.queue_mib << 20;
     Recorder recorder(context, database, recorder_options);
+    Checker checker(context, database);
     const BrowserRules browsers{config.cors_origins, !config.tls_certificate.empty()};
     const Networks trusted(config.trusted_proxies);
     Throttle throttle(config.tenant_rate, config.address_rate, trusted);
     Router router(browsers, &tokens, config.log_requests, &throttle);
-    add_endpoints(router, {database, recorder, secrets, tokens, {context, config.wait}});
+    add_endpoints(router, {database, recorder, checker, secrets, tokens, {context, config.wait}});
 
     http::Options options;
     options.address = config.address;

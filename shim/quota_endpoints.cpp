@@ -1,4 +1,5 @@
 #include "shim/caller.hpp"
+#include "shim/checker.hpp"
 #include "shim/decision.hpp"
 #include "shim/endpoints.hpp"
 #include "shim/query.hpp"
@@ -19,9 +20,6 @@ const std::string kQuotas = std::string(R"(
       FROM billing.get_quotas()" +
                             kTenant + ") q";
 
-const std::string kCheck =
-    decision_query(std::string("check_quota(") + kTenant + ", $1::text, coalesce($2::numeric, 1))");
-
 awaitable<http::Response> get_quotas(Database &database, const Call &call) {
     refuse_query(call.request);
     std::vector<Statement> statements{begin_request(call, "usage:read")};
@@ -30,22 +28,21 @@ awaitable<http::Response> get_quotas(Database &database, const Call &call) {
     co_return json_response(200, rows.at(0).at(0).value());
 }
 
-awaitable<http::Response> get_check(Database &database, const Call &call) {
-    std::vector<Statement> statements{begin_request(call, "usage:read")};
+awaitable<http::Response> get_check(Checker &checker, const Call &call) {
+    Credential caller = credential_or_token(call, "usage:read");
     const Query query(call.request, {"metric", "quantity"});
     const std::string metric = query.required_text("metric");
-    statements.push_back({kCheck.c_str(), {metric, query.decimal("quantity")}});
-    const Rows rows = co_await database.run(std::move(statements));
-    co_return decision_response(metric, rows.at(0));
+    co_return decision_response(metric,
+                                co_await checker.check(std::move(caller), metric, query.decimal("quantity")));
 }
 
 }  // namespace
 
-void add_quota_endpoints(Router &router, Database &database) {
+void add_quota_endpoints(Router &router, Database &database, Checker &checker) {
     router.add("GET", "/api/billing/quotas",
                [&database](const Call &call) { return get_quotas(database, call); });
     router.add("GET", "/api/billing/check",
-               [&database](const Call &call) { return get_check(database, call); });
+               [&checker](const Call &call) { return get_check(checker, call); });
 }
 
 }  // namespace pg_billing::shim

@@ -1,24 +1,20 @@
 // Group commit of usage: posts that come while others are being recorded are recorded together, in one transaction.
 //
-// A post that finds nothing under way is sent at once; so nobody waits for company, and under load groups grow by
-// themselves. The database authenticates each post and gives each event its tenant and its result.
+// The database authenticates each post and gives each event its tenant and its result (together.hpp tells how groups form).
 //
 // Invariants:
 //   - A post is answered only after the commit of its own transaction, and from the rows of its own events.
-//   - A post costs the others nothing: if a group fails for a reason that is not the database's as a whole, nothing of it
-//     is recorded, and each of its posts is sent again by itself.
 //   - What is waiting is bounded in posts' events and bytes; beyond that record() refuses at once.
 #pragma once
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/io_context.hpp>
 #include <cstddef>
-#include <deque>
-#include <memory>
 #include <vector>
 
 #include "shim/caller.hpp"
 #include "shim/events.hpp"
+#include "shim/together.hpp"
 
 namespace pg_billing::shim {
 
@@ -38,18 +34,20 @@ class Recorder {
     boost::asio::awaitable<std::vector<Recorded>> record(Credential caller, std::vector<Event> events);
 
   private:
-    struct Waiting;
-    using Group = std::vector<std::shared_ptr<Waiting>>;
+    struct Posted {
+        Credential caller;
+        std::vector<Event> events;
+        std::vector<Recorded> recorded;
 
-    Group next_group();
-    boost::asio::awaitable<void> run_lane();
-    boost::asio::awaitable<void> send(Group group);
+        std::size_t weight() const { return events.size(); }
+    };
 
-    boost::asio::io_context &context_;
+    boost::asio::awaitable<void> send(const Together<Posted>::Group &group);
+
     Database &database_;
     Options options_;
-    std::deque<std::shared_ptr<Waiting>> queue_;
-    std::size_t lanes_ = 0, events_ = 0, bytes_ = 0;
+    Together<Posted> together_;
+    std::size_t events_ = 0, bytes_ = 0;
 };
 
 }  // namespace pg_billing::shim

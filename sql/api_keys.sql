@@ -146,3 +146,36 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION billing.record_usage_requests(bytea[], text[], int[], text[], text[], numeric[], text[], timestamptz[], jsonb[]) IS
     'records the events of many requests of the shim, an array element each: a row for each with its decision, rejected with SQLSTATE and message, or one without an ordinal for a request that is refused. Raises UB026, UB050';
+
+-- Checks of many callers in one statement; of a key that is null the shim has verified a token. What is wrong with one is told of it alone.
+CREATE FUNCTION billing.check_quota_requests(key_sha256s bytea[], tenant_ids text[], callers int[], metrics text[], quantities numeric[])
+RETURNS TABLE (request int, status text, reason text, used numeric, quota numeric, remaining numeric, cap text,
+               resets_at timestamptz, warning text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    tenants text[];
+    refusals text[];
+    refusal text;
+BEGIN
+    SELECT array_agg(CASE WHEN key_sha256s[a.request] IS NULL THEN tenant_ids[a.request] ELSE a.tenant END ORDER BY a.request),
+           array_agg(CASE WHEN key_sha256s[a.request] IS NOT NULL THEN a.refused_with || ': ' || a.refusal END ORDER BY a.request)
+      INTO tenants, refusals
+      FROM billing.authenticate(key_sha256s, tenant_ids, 'usage:read') a;
+    FOR n IN 1 .. cardinality(callers) LOOP
+        refusal := coalesce(refusals[callers[n]], CASE WHEN tenants[callers[n]] IS NULL THEN 'UB043: a service key must name the tenant' END);
+        IF refusal IS NULL THEN
+            BEGIN
+                SELECT n, d.status, d.reason, d.used, d.quota, d.remaining, d.cap, d.resets_at, d.warning
+                  INTO request, status, reason, used, quota, remaining, cap, resets_at, warning
+                  FROM billing.check_quota(tenants[callers[n]], metrics[n], coalesce(quantities[n], 1)) d;
+                RETURN NEXT;
+                CONTINUE;
+            EXCEPTION WHEN OTHERS THEN
+                refusal := SQLSTATE || ': ' || SQLERRM;
+            END;
+        END IF;
+        RETURN QUERY SELECT n, 'rejected', refusal, NULL::numeric, NULL::numeric, NULL::numeric, NULL, NULL::timestamptz, NULL;
+    END LOOP;
+END $$;
+COMMENT ON FUNCTION billing.check_quota_requests(bytea[], text[], int[], text[], numeric[]) IS
+    'checks quotas for many requests of the shim: of callers (a key''s SHA-256, or null for a token that is verified, and the tenant it names), by their number, a metric and a quantity each (null: 1); a row for each with its decision, or rejected with SQLSTATE and message';

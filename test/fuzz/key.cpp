@@ -50,7 +50,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size
     }
     refused_or([&] {
         const shim::Credential caller = shim::credential(call);
-        require(has_key && caller.key_sha256.size() == 66);
+        require(has_key && caller.key_sha256->size() == 66);
         require(!caller.tenant || shim::is_text(*caller.tenant));
         require(shim::caller_of(call).has_value());
     });

@@ -77,6 +77,14 @@ SELECT request, ordinal, idempotency_key AS key, status, regexp_replace(reason, 
 SELECT tenant_id, idempotency_key, quantity FROM billing.usage_events WHERE idempotency_key ~ '^m' ORDER BY 1, 2;
 SHOW pg_billing.tenant_id;
 
+-- many checks in one statement: what is wrong with one is told of it alone, and a tenant without a key has been verified
+SELECT request, status, regexp_replace(reason, 'pgb_[0-9a-f]{8}', 'pgb_PREFIX') AS reason, used, quota, cap
+  FROM billing.check_quota_requests(
+           ARRAY[sha256(:'mine'), sha256(:'service'), sha256('none'), sha256(:'mine'), NULL, NULL, NULL], '{NULL,other,acme,other,other,nobody,NULL}',
+           '{1,1,2,3,4,5,6,7,1,1}',
+           '{api_calls,nope,api_calls,api_calls,api_calls,api_calls,api_calls,api_calls,api_calls,api_calls}', '{1,1,NULL,1,1,1,1,1,-1,9999999}');
+SHOW pg_billing.tenant_id;
+
 -- a token that the shim has verified
 BEGIN;
 SELECT billing.begin_session('acme');

@@ -33,7 +33,8 @@ TEST(Openapi, DescribesEveryEndpointAndNoOther) {
     const WebhookSecrets secrets({});
     const Tokens tokens({}, {});
     Router router;
-    add_endpoints(router, {database, recorder, secrets, tokens, {context, {}}});
+    Checker checker(context, database);
+    add_endpoints(router, {database, recorder, checker, secrets, tokens, {context, {}}});
     std::set<std::string> served, described;
     for (const auto &[method, pattern] : router.routes())
         if (!pattern.ends_with("/*"))  // which OpenAPI has no words for; any method is described as GET
