@@ -52,20 +52,27 @@ std::optional<std::string> named_tenant(const http::Request &request) {
 
 // What the caller's token says, if it presents one: keys have no dot.
 std::optional<Session> session_of(const Call &call) {
-    const std::string_view presented = presented_key(call.request);
-    if (!call.tokens || presented.find('.') == presented.npos)
+    if (!presents_token(call))
         return std::nullopt;
-    return call.tokens->verify(presented, std::time(nullptr));
+    return call.tokens->verify(presented_key(call.request), std::time(nullptr));
 }
 
 }  // namespace
 
-std::optional<Caller> caller_of(const Call &call) {
+bool presents_token(const Call &call) {
+    try {
+        return call.tokens && presented_key(call.request).find('.') != std::string_view::npos;
+    } catch (const Problem &) {
+        return false;
+    }
+}
+
+std::optional<std::string> caller_of(const Call &call) {
     try {
         if (auto session = session_of(call))
-            return Caller{std::move(session->tenant), true};
+            return std::move(session->tenant);
         const Credential key = credential(call);
-        return Caller{*key.key_sha256 + " " + key.tenant.value_or(""), false};
+        return *key.key_sha256 + " " + key.tenant.value_or("");
     } catch (const Problem &) {
         return std::nullopt;  // the endpoint will say so
     }

@@ -27,14 +27,12 @@ struct Credential {
     bool operator==(const Credential &) const = default;
 };
 
-// Who calls, as far as it can be told without asking the database: a token's tenant, or a key, valid or not, and the tenant it names.
-struct Caller {
-    std::string name;
-    bool by_token = false;
-};
+// Whether what a request presents looks like a token; it may not be valid.
+bool presents_token(const Call &call);
 
-// Returns nothing if the request presents neither, or a token that is not valid.
-std::optional<Caller> caller_of(const Call &call);
+// Returns who calls, as far as it can be told without asking the database: a token's tenant, or a key, valid or not, and the tenant it
+// names. Nothing if the request presents neither, or a token that is not valid.
+std::optional<std::string> caller_of(const Call &call);
 
 // Returns the key of a request. Throws Problem 401 without one, 403 if it is a token, 400 if X-Tenant-Id is not UTF-8.
 Credential credential(const Call &call);

@@ -110,17 +110,16 @@ std::optional<Shares::Clock::duration> Shares::take(const std::string &whose, Cl
 }
 
 void Throttle::charge(const Call &call, std::string_view pattern) {
-    const auto caller = caller_of(call);
     const bool limited = std::ranges::any_of(
         kLimited, [&](const std::string_view prefix) { return pattern.starts_with(prefix); });
-    if (!limited && !(caller && caller->by_token))
+    if (!limited && !presents_token(call))
         return;
     const auto now = Shares::Clock::now();
     if (const auto address = client_address(call.request, trusted_))
         if (const auto wait = addresses_.take(share_of(*address), now))
             refuse("from this address", *wait);
-    if (caller)
-        if (const auto wait = callers_.take(caller->name, now))
+    if (const auto caller = caller_of(call))
+        if (const auto wait = callers_.take(*caller, now))
             refuse("for this tenant", *wait);
 }
 

@@ -3,8 +3,8 @@
 #include <openssl/rand.h>
 
 #include <algorithm>
+#include <array>
 #include <stdexcept>
-#include <vector>
 
 namespace pg_billing::shim {
 
@@ -21,12 +21,18 @@ bool is_id(std::string_view text) {
 }  // namespace
 
 std::string random_hex(std::size_t bytes) {
-    std::vector<unsigned char> random(bytes);
-    if (RAND_bytes(random.data(), static_cast<int>(bytes)) != 1)
-        throw std::runtime_error("no random numbers");
+    // To ask OpenSSL for a few bytes takes as long as for many, and each request needs some.
+    static thread_local std::array<unsigned char, 1024> stock;
+    static thread_local std::size_t taken = stock.size();
     std::string hex;
     hex.reserve(2 * bytes);
-    for (const unsigned char byte : random) {
+    while (bytes-- > 0) {
+        if (taken == stock.size()) {
+            if (RAND_bytes(stock.data(), static_cast<int>(stock.size())) != 1)
+                throw std::runtime_error("no random numbers");
+            taken = 0;
+        }
+        const unsigned char byte = stock[taken++];
         hex += "0123456789abcdef"[byte >> 4];
         hex += "0123456789abcdef"[byte & 15];
     }

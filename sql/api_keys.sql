@@ -147,35 +147,43 @@ END $$;
 COMMENT ON FUNCTION billing.record_usage_requests(bytea[], text[], int[], text[], text[], numeric[], text[], timestamptz[], jsonb[]) IS
     'records the events of many requests of the shim, an array element each: a row for each with its decision, rejected with SQLSTATE and message, or one without an ordinal for a request that is refused. Raises UB026, UB050';
 
--- Checks of many callers in one statement; of a key that is null the shim has verified a token. What is wrong with one is told of it alone.
+-- Checks of many callers in one statement; of a key that is null the shim has verified a token. What is wrong with one is told of it
+-- alone: when all together fail, they are checked one by one.
 CREATE FUNCTION billing.check_quota_requests(key_sha256s bytea[], tenant_ids text[], callers int[], metrics text[], quantities numeric[])
 RETURNS TABLE (request int, status text, reason text, used numeric, quota numeric, remaining numeric, cap text,
                resets_at timestamptz, warning text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     tenants text[];
-    refusals text[];
-    refusal text;
+    refusals text[];    -- of callers, then of checks
+    decisions billing.decision[];
 BEGIN
     SELECT array_agg(CASE WHEN key_sha256s[a.request] IS NULL THEN tenant_ids[a.request] ELSE a.tenant END ORDER BY a.request),
            array_agg(CASE WHEN key_sha256s[a.request] IS NOT NULL THEN a.refused_with || ': ' || a.refusal END ORDER BY a.request)
       INTO tenants, refusals
       FROM billing.authenticate(key_sha256s, tenant_ids, 'usage:read') a;
-    FOR n IN 1 .. cardinality(callers) LOOP
-        refusal := coalesce(refusals[callers[n]], CASE WHEN tenants[callers[n]] IS NULL THEN 'UB043: a service key must name the tenant' END);
-        IF refusal IS NULL THEN
+    refusals := ARRAY(SELECT coalesce(refusals[c.caller], CASE WHEN tenants[c.caller] IS NULL THEN 'UB043: a service key must name the tenant' END)
+                        FROM unnest(callers) WITH ORDINALITY c (caller, n) ORDER BY c.n);
+    BEGIN
+        decisions := ARRAY(SELECT CASE WHEN c.refusal IS NULL
+                                       THEN billing.check_quota(tenants[c.caller], c.metric, coalesce(c.quantity, 1)) END
+                             FROM unnest(callers, metrics, quantities, refusals) c (caller, metric, quantity, refusal));
+    EXCEPTION WHEN OTHERS THEN
+        decisions := array_fill(NULL::billing.decision, ARRAY[cardinality(callers)]);
+        FOR n IN 1 .. cardinality(callers) LOOP
+            CONTINUE WHEN refusals[n] IS NOT NULL;
             BEGIN
-                SELECT n, d.status, d.reason, d.used, d.quota, d.remaining, d.cap, d.resets_at, d.warning
-                  INTO request, status, reason, used, quota, remaining, cap, resets_at, warning
-                  FROM billing.check_quota(tenants[callers[n]], metrics[n], coalesce(quantities[n], 1)) d;
-                RETURN NEXT;
-                CONTINUE;
+                decisions[n] := billing.check_quota(tenants[callers[n]], metrics[n], coalesce(quantities[n], 1));
             EXCEPTION WHEN OTHERS THEN
-                refusal := SQLSTATE || ': ' || SQLERRM;
+                refusals[n] := SQLSTATE || ': ' || SQLERRM;
             END;
-        END IF;
-        RETURN QUERY SELECT n, 'rejected', refusal, NULL::numeric, NULL::numeric, NULL::numeric, NULL, NULL::timestamptz, NULL;
-    END LOOP;
+        END LOOP;
+    END;
+    RETURN QUERY
+    SELECT d.n::int, CASE WHEN d.refusal IS NULL THEN d.status ELSE 'rejected' END, coalesce(d.refusal, d.reason),
+           d.used, d.quota, d.remaining, d.cap, d.resets_at, d.warning
+      FROM ROWS FROM (unnest(decisions), unnest(refusals)) WITH ORDINALITY
+           d (status, allowed, reason, used, quota, remaining, cap, resets_at, warning, refusal, n);
 END $$;
 COMMENT ON FUNCTION billing.check_quota_requests(bytea[], text[], int[], text[], numeric[]) IS
     'checks quotas for many requests of the shim: of callers (a key''s SHA-256, or null for a token that is verified, and the tenant it names), by their number, a metric and a quantity each (null: 1); a row for each with its decision, or rejected with SQLSTATE and message';

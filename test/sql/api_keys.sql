@@ -83,6 +83,8 @@ SELECT request, status, regexp_replace(reason, 'pgb_[0-9a-f]{8}', 'pgb_PREFIX') 
            ARRAY[sha256(:'mine'), sha256(:'service'), sha256('none'), sha256(:'mine'), NULL, NULL, NULL], '{NULL,other,acme,other,other,nobody,NULL}',
            '{1,1,2,3,4,5,6,7,1,1}',
            '{api_calls,nope,api_calls,api_calls,api_calls,api_calls,api_calls,api_calls,api_calls,api_calls}', '{1,1,NULL,1,1,1,1,1,-1,9999999}');
+SELECT request, status, reason FROM billing.check_quota_requests(ARRAY[sha256(:'mine'), sha256('none')], '{NULL,other}', '{1,2,1}', '{api_calls,api_calls,user_seats}', '{1,1,NULL}');
+SELECT * FROM billing.check_quota_requests('{}', '{}', '{}', '{}', '{}');
 SHOW pg_billing.tenant_id;
 
 -- a token that the shim has verified
