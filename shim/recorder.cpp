@@ -48,12 +48,17 @@ awaitable<std::vector<Recorded>> Recorder::record(Credential caller, std::vector
         throw unavailable("Too many events are waiting to be recorded.");
     events_ += count;
     bytes_ += bytes;
-    const std::shared_ptr<void> at_end(nullptr, [this, count, bytes](void *) {
-        events_ -= count;
-        bytes_ -= bytes;
-    });
     Posted post{std::move(caller), std::move(events), {}};
-    post = co_await together_.run(std::move(post));
+    std::exception_ptr refusal;
+    try {
+        post = co_await together_.run(std::move(post));
+    } catch (const std::exception &) {
+        refusal = std::current_exception();
+    }
+    events_ -= count;
+    bytes_ -= bytes;
+    if (refusal)
+        std::rethrow_exception(refusal);
     co_return std::move(post.recorded);
 }
 
