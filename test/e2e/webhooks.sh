@@ -65,6 +65,8 @@ is 'and sent again' "$(at_stripe)" '["20","20","20"]'
 service_stop shim
 sandbox POST "/v1/subscriptions/$(stripe_id t1)" -d cancel_at_period_end=true >/dev/null
 sandbox POST /v1/products/pgb_plan_free -d name=Renamed >/dev/null
+control uncounted '{"code": "timestamp_in_future", "times": 1}' >/dev/null
+use
 sync
 is 'nobody tells of what changed meanwhile' "$(sql "SELECT cancel_at_period_end FROM billing.subscriptions WHERE tenant_id = 't1'")" f
 asked() { sandbox GET '/_sandbox/requests?path_prefix=/v1/events' | jq length; }
@@ -72,6 +74,7 @@ before=$(asked)
 cluster_reload main pg_billing.missed_events_interval=1
 ok 'until Stripe is asked for what it could not deliver' wait_until settled \
     "(SELECT cancel_at_period_end FROM billing.subscriptions WHERE tenant_id = 't1') AND EXISTS (SELECT FROM billing.catalog_drift)"
+ok 'also for what comes thin only' wait_until settled "EXISTS (SELECT FROM billing.stripe_meter_errors WHERE code = 'timestamp_in_future')"
 cluster_reload main pg_billing.missed_events_interval=-1
 is 'what was fetched says so' \
     "$(sql "SELECT string_agg(DISTINCT concat_ws(' ', type, origin, outcome), ',') FROM billing.webhook_events WHERE origin = 'fetched' AND type LIKE 'customer.sub%'")" \
@@ -83,6 +86,8 @@ PORT=${SHIM_URL##*:}
 service_start shim "$BUILD/cmake/pg_billing_shim" --listen "127.0.0.1:$PORT" --webhook-secret-file "$RUN/webhook.secret" \
     --webhook-secret-file "$THIN" --database "host=$PGHOST dbname=$PGDATABASE user=shim"
 wait_until curl -sf "$SHIM_URL/readyz"
+sql "SELECT billing.retry_failed('meter_event')" >/dev/null
+sync
 
 ## A customer that is deleted at Stripe
 sandbox DELETE "/v1/customers/$(sql "SELECT stripe_customer_id FROM billing.billing_customers WHERE tenant_id = 't2'")" >/dev/null

@@ -255,6 +255,24 @@ void Webhooks::model(Catalog &catalog) {
                   [this](const Call &call) { return create_destination(call); });
     catalog.model("GET /v2/core/events/{id}", {},
                   [this](const Call &call) { return store_.get("v2.core.event", call.id()); });
+    // By its time: Stripe's pages have an address of their own, which nobody here asks for.
+    catalog.model("GET /v2/core/events", {"types", "created", "limit"}, [this](const Call &call) -> json {
+        const json types = call.params.value("types", json::array());
+        const std::string latest = call.params.value("created", json::object()).value("lte", "9999");
+        const std::size_t limit = call.params.value("limit", 20);
+        json page = json::array();
+        bool more = false;
+        const auto &events = store_.all("v2.core.event");
+        for (auto event = events.rbegin(); event != events.rend() && !more; ++event) {
+            const bool wanted = std::find(types.begin(), types.end(), (*event)["type"]) != types.end() &&
+                                (*event)["created"].get<std::string>() <= latest;
+            more = wanted && page.size() == limit;
+            if (wanted && !more)
+                page.push_back(*event);
+        }
+        const json next = more ? json("/v2/core/events?page=next") : json();
+        return {{"data", page}, {"next_page_url", next}, {"previous_page_url", nullptr}};
+    });
     catalog.model("DELETE /v1/webhook_endpoints/{id}", {}, [this](const Call &call) -> json {
         store_.get(kEndpoint, call.id());
         store_.remove(kEndpoint, call.id());
