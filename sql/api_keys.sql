@@ -169,8 +169,8 @@ BEGIN
                                        THEN billing.check_quota(tenants[c.caller], c.metric, coalesce(c.quantity, 1)) END
                              FROM unnest(callers, metrics, quantities, refusals) c (caller, metric, quantity, refusal));
     EXCEPTION WHEN OTHERS THEN
-        decisions := array_fill(NULL::billing.decision, ARRAY[cardinality(callers)]);
-        FOR n IN 1 .. cardinality(callers) LOOP
+        decisions := array_fill(NULL::billing.decision, ARRAY[coalesce(cardinality(callers), 0)]);
+        FOR n IN 1 .. coalesce(cardinality(callers), 0) LOOP
             CONTINUE WHEN refusals[n] IS NOT NULL;
             BEGIN
                 decisions[n] := billing.check_quota(tenants[callers[n]], metrics[n], coalesce(quantities[n], 1));
