@@ -46,13 +46,6 @@ BEGIN
     END LOOP;
 END $$;
 
--- The same at what a metric costs who subscribes to a plan now.
-CREATE FUNCTION billing._rate(plan text, metric text, used numeric)
-RETURNS TABLE (tier int, flat boolean, quantity numeric, unit_amount numeric, amount numeric)
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT r.* FROM billing._plan_terms($1) p CROSS JOIN LATERAL billing._rate(p.terms, $3) r WHERE p.metric = $2
-$$;
-
 -- The usage beyond a plan's allowance, and its share of what all of it costs the tenant: nothing in a trial or a pause, whose
 -- period does not begin on a second.
 CREATE FUNCTION billing._overage(own text, what text, period text, OUT quantity numeric, OUT cost numeric)

@@ -76,7 +76,8 @@ is 'the invoice with nothing rolled up is that with all rolled up' "$(lines stud
 clock_to $((period_end + 600))
 sync_stripe
 cluster_psql -F $'\t' -c "SELECT r.quantity, r.amount FROM unnest('{storage_gb,user_seats}'::text[]) m,
-    billing._rate('standard', m, billing.get_billable_usage('varying', m, 'previous')) r ORDER BY m, r.tier" >"$RUN/varying.rated"
+    billing._plan_terms('standard') p, billing._rate(p.terms, billing.get_billable_usage('varying', m, 'previous')) r
+    WHERE p.metric = m ORDER BY m, r.tier" >"$RUN/varying.rated"
 clock_to $((period_end + 7200))
 invoice_of() {
     local customer

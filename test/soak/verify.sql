@@ -284,7 +284,7 @@ CREATE VIEW soak.differences (what, which, expected, found) AS
     SELECT 'charge', concat_ws(' ', u.stripe_id, u.metric, u.starts), r.charges, u.charges
       FROM soak.billed_usage u,
            LATERAL (SELECT string_agg(trim_scale(r.quantity) || ' for ' || r.amount, ', ' ORDER BY r.quantity, r.amount) AS charges
-                      FROM billing._rate(u.plan, u.metric, u.quantity) r) r
+                      FROM billing._plan_terms(u.plan) p, billing._rate(p.terms, u.quantity) r WHERE p.metric = u.metric) r
      WHERE u.quantity IS NOT NULL AND r.charges IS DISTINCT FROM u.charges
     UNION ALL
     SELECT 'fee', concat_ws(' ', x.stripe_id, x.plan, x.starts, x.ends), CASE x.n WHEN 1 THEN x.amount::text END, CASE x.n WHEN -1 THEN x.amount::text END

@@ -6,7 +6,8 @@ CREATE FUNCTION rate(plan text, metric text, used numeric) RETURNS TABLE (charge
 LANGUAGE sql AS $$
     SELECT string_agg(concat('tier ' || tier || ': ', CASE WHEN flat THEN 'flat ' ELSE quantity || ' × ' END, unit_amount,
                              ' = ', amount), ', ' ORDER BY n), sum(amount)
-      FROM billing._rate(plan, metric, used) WITH ORDINALITY r (tier, flat, quantity, unit_amount, amount, n)
+      FROM billing._plan_terms(plan) p, billing._rate(p.terms, used) WITH ORDINALITY r (tier, flat, quantity, unit_amount, amount, n)
+     WHERE p.metric = rate.metric
 $$;
 
 -- docs/pricing.md, graduated: an allowance, then a price
