@@ -83,11 +83,12 @@ http::Response undecided(const Call &call, const Wanted &wanted, const Problem &
                          const std::string &sqlstate, const std::string &error) {
     if (problem.status < 500)
         return to_response(problem);
-    log("gateway_undecided", {{"metric", wanted.metric},
-                              {"answer", wanted.opens ? "let through" : "refused"},
-                              {"request_id", call.request.field("x-request-id").value_or("")},
-                              {"sqlstate", sqlstate},
-                              {"error", error}});
+    log("gateway_undecided",
+        {{"metric", wanted.metric},
+         {"answer", wanted.opens ? "let through" : "refused"},
+         {"sqlstate", sqlstate},
+         {"error", error}},
+        ids_of(call));
     http::Response response = wanted.opens ? http::Response{} : to_response(problem);
     response.fields.emplace_back("X-Quota-Reason", "undecided");
     return response;

@@ -28,10 +28,11 @@ std::string now() {
 LogValue::LogValue(std::string_view text)
     : json(nlohmann::json(text).dump(-1, ' ', true, nlohmann::json::error_handler_t::replace)) {}
 
-void log(std::string_view event, const LogDetails &details) {
+void log(std::string_view event, const LogDetails &details, const LogDetails &ids) {
     std::string line = "{\"time\":\"" + now() + "\",\"event\":" + LogValue(event).json;
-    for (const auto &[name, value] : details)
-        line += "," + LogValue(name).json + ":" + value.json;
+    for (const LogDetails *part : {&ids, &details})
+        for (const auto &[name, value] : *part)
+            line += "," + LogValue(name).json + ":" + value.json;
     line += "}\n";
     std::fputs(line.c_str(), stderr);
 }

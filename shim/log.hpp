@@ -23,7 +23,8 @@ class LogValue {
 
 using LogDetails = std::vector<std::pair<std::string_view, LogValue>>;
 
-// Writes one line: the time in UTC, the event, and its details in their order. What is not UTF-8 in a text is replaced.
-void log(std::string_view event, const LogDetails &details = {});
+// Writes one line: the time in UTC, the event, the ids of what it is about, and its details in their order. What is not UTF-8 in
+// a text is replaced.
+void log(std::string_view event, const LogDetails &details = {}, const LogDetails &ids = {});
 
 }  // namespace pg_billing::shim

@@ -53,6 +53,14 @@ std::string request_id(const http::Request &request) {
 
 }  // namespace
 
+LogDetails ids_of(const Call &call) {
+    LogDetails ids{
+        {"request_id", call.request_id}, {"trace_id", call.trace.trace_id}, {"span_id", call.trace.span_id}};
+    if (!call.trace.parent_id.empty())
+        ids.emplace_back("parent_id", call.trace.parent_id);
+    return ids;
+}
+
 void Router::add(std::string method, std::string_view pattern, Endpoint endpoint) {
     routes_.push_back({std::move(method), std::string(pattern), split(pattern), std::move(endpoint)});
 }
@@ -66,19 +74,16 @@ std::vector<std::pair<std::string, std::string>> Router::routes() const {
 
 awaitable<http::Response> Router::handle(http::Request request) const {
     const auto began = std::chrono::steady_clock::now();
-    const std::string id = request_id(request);
-    const Trace trace = trace_of(request);
-    std::erase_if(request.fields, [](const auto &field) { return field.first == "x-request-id"; });
-    request.fields.emplace_back("x-request-id", id);  // as endpoints see it
-    const std::string method = request.method;
-    const std::string tenant(request.field("x-tenant-id").value_or(""));
-    const std::string origin(request.field("origin").value_or(""));
-    const bool preflight = method == "OPTIONS" && request.field("access-control-request-method");
+    Call call;
+    call.tokens = tokens_;
+    call.request_id = request_id(request);
+    call.trace = trace_of(request);
+    call.request = std::move(request);
     std::string_view route;
     LogDetails cause;
     http::Response response;
     try {
-        response = co_await dispatch(std::move(request), route);
+        response = co_await dispatch(call, route);
     } catch (const Problem &problem) {
         response = to_response(problem);
     } catch (const PgFailure &failure) {
@@ -95,37 +100,33 @@ awaitable<http::Response> Router::handle(http::Request request) const {
         const auto took = std::chrono::duration_cast<microseconds>(std::chrono::steady_clock::now() - began);
         const bool refused =
             response.status == 401 || response.status == 403;  // then a tenant is but a claim
-        LogDetails details{{"request_id", id},
-                           {"trace_id", trace.trace_id},
-                           {"span_id", trace.span_id},
-                           {"parent_id", trace.parent_id},
-                           {"method", method},
+        LogDetails details{{"method", call.request.method},
                            {"route", route},
                            {"status", response.status},
                            {"duration_us", took.count()},
-                           {"tenant", refused ? "" : tenant}};
+                           {"tenant", refused ? "" : call.request.field("x-tenant-id").value_or("")}};
         std::erase_if(details, [](const auto &detail) { return detail.second.json == "\"\""; });
         details.insert(details.end(), cause.begin(), cause.end());
-        log("request", details);
+        log("request", details, ids_of(call));
     }
-    response.fields.emplace_back("X-Request-Id", id);
-    response.fields.emplace_back("traceresponse", traceresponse(trace));
+    response.fields.emplace_back("X-Request-Id", call.request_id);
+    response.fields.emplace_back("traceresponse", traceresponse(call.trace));
     add_security_fields(response, browsers_);
-    add_cors_fields(response, browsers_, origin, preflight);
+    const bool preflight =
+        call.request.method == "OPTIONS" && call.request.field("access-control-request-method");
+    add_cors_fields(response, browsers_, call.request.field("origin").value_or(""), preflight);
     co_return response;
 }
 
-awaitable<http::Response> Router::dispatch(http::Request request, std::string_view &matched) const {
-    Call call;
-    call.tokens = tokens_;
+awaitable<http::Response> Router::dispatch(Call &call, std::string_view &matched) const {
     std::vector<std::string> path;
-    for (const std::string &segment : split(request.path)) {
+    for (const std::string &segment : split(call.request.path)) {
         auto decoded = http::percent_decode(segment);
         if (!decoded || decoded->find('\0') != decoded->npos)
             throw Problem(400, "malformed_request", "The path has a percent-encoding that is not valid.");
         path.push_back(std::move(*decoded));
     }
-    const std::string method = request.method == "HEAD" ? "GET" : request.method;
+    const std::string method = call.request.method == "HEAD" ? "GET" : call.request.method;
     std::set<std::string> allowed;
     for (const Route &route : routes_) {
         auto captures = match(route.segments, path);
@@ -138,7 +139,6 @@ awaitable<http::Response> Router::dispatch(http::Request request, std::string_vi
             continue;
         }
         matched = route.pattern;
-        call.request = std::move(request);
         call.captures = std::move(*captures);
         if (throttle_)
             throttle_->charge(call, route.pattern);
@@ -152,7 +152,7 @@ awaitable<http::Response> Router::dispatch(http::Request request, std::string_vi
     if (method == "OPTIONS")
         co_return http::Response{204, {{"Allow", list}}, {}};
     Problem problem(405, "method_not_allowed",
-                    "This address does not know the method " + request.method + ".");
+                    "This address does not know the method " + call.request.method + ".");
     problem.headers.emplace_back("Allow", list);
     throw problem;
 }

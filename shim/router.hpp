@@ -11,7 +11,9 @@
 
 #include "shim/browser.hpp"
 #include "shim/http_server.hpp"
+#include "shim/log.hpp"
 #include "shim/tokens.hpp"
+#include "shim/trace.hpp"
 
 namespace pg_billing::shim {
 
@@ -19,7 +21,12 @@ struct Call {
     http::Request request;
     std::vector<std::string> captures;  // what stands for the pattern's ":names", decoded
     const Tokens *tokens = nullptr;     // that a caller may present; null: none
+    std::string request_id;             // the client's, or a new one
+    Trace trace;
 };
+
+// Returns the ids of a request and its trace, for whatever is logged about it.
+LogDetails ids_of(const Call &call);
 
 using Endpoint = std::function<boost::asio::awaitable<http::Response>(const Call &)>;
 
@@ -49,8 +56,8 @@ class Router {
         Endpoint endpoint;
     };
 
-    // Also tells the pattern that matched.
-    boost::asio::awaitable<http::Response> dispatch(http::Request request, std::string_view &matched) const;
+    // Answers the call's request, once the rest of it is filled in. Also tells the pattern that matched.
+    boost::asio::awaitable<http::Response> dispatch(Call &call, std::string_view &matched) const;
 
     BrowserRules browsers_;
     const Tokens *tokens_;

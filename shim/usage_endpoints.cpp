@@ -51,9 +51,7 @@ awaitable<http::Response> post_events(Recorder &recorder, const Call &call) {
     Rejections rejections;
     http::Response response = post.answer(recorded, rejections);
     if (rejections.count > 0)  // who ships a log does not read the answers
-        log("events_rejected", {{"request_id", call.request.field("x-request-id").value_or("")},
-                                {"count", rejections.count},
-                                {"code", rejections.code}});
+        log("events_rejected", {{"count", rejections.count}, {"code", rejections.code}}, ids_of(call));
     co_return response;
 }
 

@@ -116,7 +116,7 @@ wait_until shim_lost
 is 'while the database is away nobody passes' "$(visit key-of-dash) $(body .code)" '503 undecided'
 nginx_start nginx.conf -e s/on_error=close/on_error=open/
 is '… or everybody, if told to' "$(visit key-of-dash) $(visit key-of-core)" '200 200'
-ok '… of which the shim tells' grep -q 'gateway_undecided.*let through' "$RUN/shim.log"
+ok '… of which the shim tells' grep -qE '"gateway_undecided","request_id":"[^"]+","trace_id":"[0-9a-f]{32}",.*let through' "$RUN/shim.log"
 service_stop shim
 nginx_start nginx.conf
 is 'without the shim nobody passes' "$(visit key-of-dash) $(body .code)" '503 undecided'
