@@ -85,19 +85,17 @@ export_now
 wait_until all_written
 agree 'after it is mended, and a crash'
 
-# Workers and the server are killed at any moment.
+# Workers and the server are killed at any moment. A server whose worker was killed still answers until it has noticed.
 exporting() { pid=$(sql "SELECT pid FROM billing.stat_workers WHERE job = 'rollup' AND pid IS NOT NULL"); [ -n "$pid" ]; }
-up() { sql 'SELECT 1' >/dev/null 2>&1; }
 for round in 1 2 3 4; do
-    use 60
-    sql "SELECT billing._wake_worker('rollup')" >/dev/null
+    wait_until use 60
+    wait_until sql "SELECT billing._wake_worker('rollup')"
     wait_until exporting
     kill -KILL "$pid" 2>/dev/null || true
-    wait_until up
 done
 for round in 1 2; do
-    use 60
-    sql "SELECT billing._wake_worker('rollup')" >/dev/null
+    wait_until use 60
+    wait_until sql "SELECT billing._wake_worker('rollup')"
     cluster_crash main
     cluster_up main
 done

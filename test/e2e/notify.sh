@@ -156,15 +156,16 @@ ok 'alerts are being told' wait_until arrived '.path == "/crowd"' 3
 for round in 1 2 3; do
     fault /crowd hang -1
     # Failures on purpose open the circuit, which is not what is waited for here.
-    sql "UPDATE billing.notifications SET not_before = clock_timestamp() WHERE channel_id = $crowd AND state = 'waiting';
-         UPDATE billing.notification_channels SET failures = 0, open_until = NULL; SELECT billing._wake_worker('notify')" >/dev/null
+    # A server whose worker was killed still answers until it has noticed.
+    wait_until sql "UPDATE billing.notifications SET not_before = clock_timestamp() WHERE channel_id = $crowd AND state = 'waiting';
+         UPDATE billing.notification_channels SET failures = 0, open_until = NULL; SELECT billing._wake_worker('notify')"
     wait_until true_in_sql "EXISTS (SELECT FROM billing.notifications WHERE channel_id = $crowd AND state = 'sending')"
     kill -9 "$(worker_pid)"
     ok "the server recovers ($round)" wait_until true_in_sql true
 done
 fault /crowd none 0
-sql "UPDATE billing.notifications SET not_before = clock_timestamp() WHERE channel_id = $crowd AND state = 'waiting';
-     UPDATE billing.notification_channels SET failures = 0, open_until = NULL; SELECT billing._wake_worker('notify')" >/dev/null
+wait_until sql "UPDATE billing.notifications SET not_before = clock_timestamp() WHERE channel_id = $crowd AND state = 'waiting';
+     UPDATE billing.notification_channels SET failures = 0, open_until = NULL; SELECT billing._wake_worker('notify')"
 all_told() { true_in_sql "count(*) = 80 AND bool_and(state = 'delivered') FROM billing.notifications WHERE channel_id = $crowd"; }
 ok 'in the end all are told' wait_until -t 60 all_told
 is 'each alert' "$(received 'select(.path == "/crowd") | .body | fromjson | "\(.data.tenant_id) \(.data.threshold)"' | sort -u | wc -l)" 80
