@@ -175,16 +175,12 @@ BEGIN
     END IF;
 END $$;
 
--- Notes an event that counts.
+-- Notes an event that counts. One that comes late is of the subscription before, if that had the same period as this one's, counted back from its start.
 CREATE FUNCTION soak.note(a soak.actions, metric text, quantity numeric, key text DEFAULT NULL, occurred_at timestamptz DEFAULT NULL,
                           bound numeric DEFAULT NULL) RETURNS void LANGUAGE sql AS $$
     INSERT INTO soak.events (step, action, tenant, subscription, metric, quantity, key, occurred_at, period_start, bound)
-    SELECT a.step, a.id, t.tenant,
-           -- What comes late may be of the last subscription's period, where this one's, counted back from its start, is the same.
-           coalesce((SELECT max(l.id) FROM soak.subscriptions l
-                      WHERE l.tenant = t.tenant AND l.id < s.id AND o.at >= l.anchor AND o.at < l.ends_at AND $2 NOT IN ('storage_gb', 'user_seats')
-                        AND soak.period(l.anchor, l.timezone, o.at) = soak.period(s.anchor, s.timezone, o.at)), s.id),
-           $2, $3, $4, o.at,
+    SELECT a.step, a.id, t.tenant, coalesce((SELECT max(l.id) FROM soak.subscriptions l WHERE l.tenant = t.tenant AND l.id < s.id AND o.at >= l.anchor AND o.at < l.ends_at
+               AND $2 NOT IN ('storage_gb', 'user_seats') AND soak.period(l.anchor, l.timezone, o.at) = soak.period(s.anchor, s.timezone, o.at)), s.id), $2, $3, $4, o.at,
            CASE WHEN $2 IN ('storage_gb', 'user_seats') THEN '-infinity'
                 -- the first one may begin a second later than its hour, which a month without a subscription has begun with
                 WHEN s.id IS NOT NULL THEN (SELECT greatest(p.starts, CASE WHEN b.starts < p.starts + interval '1 hour' THEN b.starts END)

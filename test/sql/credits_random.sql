@@ -109,7 +109,7 @@ END $$;
 CALL live(400);
 \set QUIET off
 SELECT bool_and(n > 5) AS much_happened, count(*) FROM (SELECT kind, count(*) AS n FROM billing.credit_ledger GROUP BY 1) x;
-SELECT count(*) > 10 AS many_periods FROM (SELECT DISTINCT tenant_id, period_start FROM told) x;
+SELECT count(*) > 3 AS some_periods FROM (SELECT DISTINCT tenant_id, period_start FROM told) x;
 -- conservation: all that was granted is spent, gone, or left
 SELECT sum(amount) FILTER (WHERE kind = 'granted') = (SELECT sum(balance) FROM billing.credit_grants) - sum(amount) FILTER (WHERE kind <> 'granted') AS conserved
   FROM billing.credit_ledger;
