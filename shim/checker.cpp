@@ -29,8 +29,6 @@ Checker::Checker(boost::asio::io_context &context, Database &database)
 awaitable<Row> Checker::check(Credential caller, std::string metric, std::optional<std::string> quantity) {
     Check check{std::move(caller), std::move(metric), std::move(quantity), {}};
     check = co_await together_.run(std::move(check));
-    if (check.decision.at(kStatus) == "rejected")
-        throw failure_of(check.decision.at(kReason).value());
     co_return std::move(check.decision);
 }
 
@@ -50,6 +48,9 @@ awaitable<void> Checker::send(const Together<Check>::Group &group) {
     const Rows rows = co_await database_.run(std::move(statements));
     for (const Row &row : rows) {
         const auto &waiting = group.at(std::stoul(row.at(kRequest).value()) - 1);
+        if (row.at(kFirstOfDecision + kStatus) == "rejected")
+            waiting->refusal =
+                std::make_exception_ptr(failure_of(row.at(kFirstOfDecision + kReason).value()));
         waiting->request.decision.assign(row.begin() + kFirstOfDecision, row.end());
     }
 }
